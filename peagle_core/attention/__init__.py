@@ -1,0 +1,28 @@
+"""Attention over elements, behind one function: `make_attention(elements, doc_ids, backend)`.
+
+`dense` is the reference (one N x N mask); `sdpa` costs N x S scores and never builds that mask.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from peagle_core.attention.base import ElementAttention
+from peagle_core.attention.dense import DenseAttention
+from peagle_core.attention.sdpa import SdpaAttention
+from peagle_core.elements import Elements
+from peagle_core.errors import InputError
+
+BACKENDS: dict[str, type[ElementAttention]] = {"dense": DenseAttention, "sdpa": SdpaAttention}
+
+__all__ = ["BACKENDS", "ElementAttention", "make_attention"]
+
+
+def make_attention(elements: Elements, doc_ids: Tensor, backend: str = "sdpa") -> ElementAttention:
+    """The attention of one layout: call it with q [N,h,D], k and v [N,hk,D] in the order of `elements`.
+
+    elements must be anchor-major (`elements.order("anchor")`). Raises InputError on an unknown backend.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"unknown attention backend {backend!r}; choose from {', '.join(BACKENDS)}")
+    return BACKENDS[backend](elements, doc_ids)

@@ -1,0 +1,141 @@
+"""What a P-EAGLE drafter is: one frozen dataclass, validated here and nowhere else.
+
+`peagle_core.config_formats` translates it from and to the `config.json` of the formats people have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from peagle_core.errors import InputError
+
+NUM_AUX_STATES = 3
+MIN_TARGET_LAYERS = 8
+
+
+def default_aux_layer_ids(num_target_layers: int) -> tuple[int, int, int]:
+    """The three target states an EAGLE-3 head reads: [2, n//2, n-3], as "state entering layer k" (HF `hidden_states[k]`).
+
+    Raises InputError below 8 layers, where the ids collide.
+    """
+    n = num_target_layers
+    if n < MIN_TARGET_LAYERS:
+        raise InputError(f"the target has {n} layers; the aux states [2, n//2, n-3] need at least {MIN_TARGET_LAYERS}")
+    return (2, n // 2, n - 3)
+
+
+@dataclass(frozen=True)
+class PEagleConfig:
+    """Shape and conventions of one drafter.
+
+    hidden_size is the drafter's width H, target_hidden_size the target's H_t (fc maps 3*H_t -> H).
+    aux_layer_ids follow vLLM: id k is the state *entering* target layer k; None (a head that does not say) means the
+    target's default, see `aux_layer_ids_for`. num_depths is K, the number of tokens the head was trained to draft.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    mask_token_id: int
+    aux_layer_ids: tuple[int, ...] | None = None
+    num_depths: int | None = None
+    draft_vocab_size: int | None = None
+    target_hidden_size: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    rms_norm_eps: float = 1e-5
+    max_position_embeddings: int = 4096
+    rope_parameters: dict[str, Any] = field(default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0})
+    attention_bias: bool = False
+    norm_before_residual: bool = False
+    norm_before_fc: bool = False
+    fc_norm: bool = False
+    qk_norm: bool = False
+    target: str | None = None
+
+    def __post_init__(self) -> None:
+        fill = object.__setattr__
+        if self.draft_vocab_size is None:
+            fill(self, "draft_vocab_size", self.vocab_size)
+        if self.target_hidden_size is None:
+            fill(self, "target_hidden_size", self.hidden_size)
+        if self.head_dim is None:
+            if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+                raise InputError(
+                    f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+                )
+            fill(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        if self.aux_layer_ids is not None:
+            fill(self, "aux_layer_ids", tuple(self.aux_layer_ids))
+        self._validate()
+
+    def _validate(self) -> None:
+        for name in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "draft_vocab_size", "target_hidden_size", "head_dim", "max_position_embeddings",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"{name} must be a positive integer, found {value!r}")
+        if self.num_depths is not None and (not isinstance(self.num_depths, int) or self.num_depths < 1):
+            raise InputError(f"num_depths (K) must be at least 1, found {self.num_depths!r}")
+        if not isinstance(self.mask_token_id, int) or not 0 <= self.mask_token_id < self.vocab_size:
+            raise InputError(
+                f"mask token id {self.mask_token_id!r} is outside the vocabulary (0..{self.vocab_size - 1})"
+            )
+        if self.draft_vocab_size > self.vocab_size:
+            raise InputError(f"draft_vocab_size {self.draft_vocab_size} exceeds vocab_size {self.vocab_size}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise InputError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise InputError(f"head_dim must be even for rotary embeddings, found {self.head_dim}")
+        if self.hidden_act != "silu":
+            raise InputError(f"hidden_act {self.hidden_act!r} is not supported, only 'silu'")
+        if self.norm_before_fc and self.fc_norm:
+            raise InputError("norm_before_fc and fc_norm exclude each other")
+        ids = self.aux_layer_ids
+        if ids is None:
+            return
+        if len(ids) != NUM_AUX_STATES or any(not isinstance(i, int) or i < 0 for i in ids):
+            raise InputError(f"aux layer ids must be {NUM_AUX_STATES} layer indices, found {list(ids)}")
+        if list(ids) != sorted(set(ids)):
+            raise InputError(f"aux layer ids must be distinct and ascending, found {list(ids)}")
+
+    def aux_layer_ids_for(self, num_target_layers: int) -> tuple[int, ...]:
+        """The aux ids to read from a target of that depth. Raises InputError when they do not exist in it."""
+        ids = self.aux_layer_ids or default_aux_layer_ids(num_target_layers)
+        if num_target_layers < MIN_TARGET_LAYERS or ids[-1] >= num_target_layers:
+            raise InputError(
+                f"the target has {num_target_layers} layers; aux ids {list(ids)} need at least "
+                f"{max(MIN_TARGET_LAYERS, ids[-1] + 1)}"
+            )
+        return ids
+
+    @property
+    def fused_size(self) -> int:
+        """Width of the concatenated aux states and of `mask_hidden`: 3 * H_t."""
+        return NUM_AUX_STATES * self.target_hidden_size
+
+    def replace(self, **changes: Any) -> PEagleConfig:
+        return replace(self, **changes)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> PEagleConfig:
+        """Read `directory/config.json` in any format that exists. Raises InputError in one sentence."""
+        from peagle_core.config_formats import read_config
+
+        return read_config(Path(directory))
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `directory/config.json` in vLLM's flat format."""
+        from peagle_core.config_formats import write_flat_config
+
+        write_flat_config(self, Path(directory))

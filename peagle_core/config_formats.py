@@ -1,0 +1,165 @@
+"""config.json <-> PEagleConfig: the flat format vLLM loads (ours, AWS's, NeMo's) and speculators' nested one.
+
+The keys and their defaults are those listed in docs/checkpoint.md. Every spelling is resolved here, once, so that
+no engine falls back to a default of its own without a word.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peagle_core.config import PEagleConfig
+from peagle_core.errors import InputError
+
+MASK_ID_KEYS = ("mask_token_id", "pard_token", "ptd_token_id")
+ARCHITECTURE = "LlamaForCausalLMEagle3"
+
+
+def load_config_dict(directory: Path) -> dict[str, Any]:
+    """The raw config.json. Raises InputError when it is absent or no JSON object."""
+    path = directory / "config.json"
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such directory")
+    if not path.is_file():
+        raise InputError(f"{path}: not found, so this is no drafter checkpoint")
+    try:
+        raw = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: a JSON object was expected")
+    return raw
+
+
+def read_config(directory: Path) -> PEagleConfig:
+    """Normalise any known config.json into a PEagleConfig. Raises InputError naming the file and the key."""
+    try:
+        return config_from_dict(load_config_dict(directory))
+    except InputError as error:
+        message = str(error)
+        where = str(directory / "config.json")
+        raise InputError(message if str(directory) in message else f"{where}: {message}") from None
+
+
+def config_from_dict(raw: dict[str, Any]) -> PEagleConfig:
+    """Translate one raw config. Raises InputError when a key is missing or contradicts another."""
+    nested = "transformer_layer_config" in raw
+    layer = dict(raw["transformer_layer_config"]) if nested else raw
+    eagle = raw.get("eagle_config") or {}
+    heads = _required(layer, "num_attention_heads")
+    return PEagleConfig(
+        vocab_size=_required(layer, "vocab_size"),
+        hidden_size=_required(layer, "hidden_size"),
+        intermediate_size=_required(layer, "intermediate_size"),
+        num_hidden_layers=_required(layer, "num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=layer.get("num_key_value_heads") or heads,
+        mask_token_id=_mask_token_id(raw),
+        aux_layer_ids=_aux_layer_ids(raw, eagle),
+        num_depths=_num_depths(raw),
+        draft_vocab_size=raw.get("draft_vocab_size"),
+        target_hidden_size=raw.get("target_hidden_size"),
+        head_dim=layer.get("head_dim"),
+        hidden_act=layer.get("hidden_act", "silu"),
+        rms_norm_eps=layer.get("rms_norm_eps", 1e-5),
+        max_position_embeddings=layer.get("max_position_embeddings", 4096),
+        rope_parameters=_rope_parameters(layer),
+        attention_bias=bool(layer.get("attention_bias", False)),
+        norm_before_residual=bool(raw.get("norm_before_residual", False)),
+        norm_before_fc=bool(raw.get("norm_before_fc", eagle.get("norm_before_fc", False))),
+        fc_norm=bool(raw.get("fc_norm", eagle.get("fc_norm", False))),
+        qk_norm=layer.get("model_type") == "qwen3" or bool(raw.get("qk_norm", False)),
+        target=_target_name(raw),
+    )
+
+
+def _required(raw: dict[str, Any], key: str) -> Any:
+    if raw.get(key) is None:
+        raise InputError(f"key {key!r} is missing")
+    return raw[key]
+
+
+def _mask_token_id(raw: dict[str, Any]) -> int:
+    candidates = [(raw.get("dflash_config") or {}).get("mask_token_id")] + [raw.get(key) for key in MASK_ID_KEYS]
+    found = [value for value in candidates if value is not None]
+    if not found:
+        raise InputError(f"no mask token id: none of {', '.join(MASK_ID_KEYS)} is present")
+    if len(set(found)) > 1:
+        raise InputError(f"the mask token id is given as {sorted(set(found))}; the keys contradict each other")
+    return found[0]
+
+
+def _aux_layer_ids(raw: dict[str, Any], eagle: dict[str, Any]) -> tuple[int, ...] | None:
+    key = "eagle_aux_hidden_state_layer_ids"
+    ids = raw.get(key)
+    if ids is None:
+        ids = eagle.get(key)
+    return None if ids is None else tuple(ids)
+
+
+def _num_depths(raw: dict[str, Any]) -> int | None:
+    if raw.get("num_depths") is not None:
+        return raw["num_depths"]
+    proposals = (raw.get("speculators_config") or {}).get("proposal_methods") or []
+    return proposals[0].get("speculative_tokens") if proposals else None
+
+
+def _rope_parameters(layer: dict[str, Any]) -> dict[str, Any]:
+    rope = dict(layer.get("rope_parameters") or layer.get("rope_scaling") or {})
+    if "type" in rope:
+        rope.setdefault("rope_type", rope.pop("type"))
+    rope.setdefault("rope_type", "default")
+    rope.setdefault("rope_theta", layer.get("rope_theta") or 10000.0)
+    return rope
+
+
+def _target_name(raw: dict[str, Any]) -> str | None:
+    verifier = (raw.get("speculators_config") or {}).get("verifier") or {}
+    return raw.get("target_name_or_path") or verifier.get("name_or_path")
+
+
+def flat_config_dict(config: PEagleConfig, dtype: str = "bfloat16") -> dict[str, Any]:
+    """The flat config.json that vLLM and SGLang load; `num_depths` is ours and both ignore it."""
+    rope = config.rope_parameters
+    eagle: dict[str, Any] = {"use_aux_hidden_state": True}
+    if config.aux_layer_ids is not None:
+        eagle["eagle_aux_hidden_state_layer_ids"] = list(config.aux_layer_ids)
+    return {
+        "architectures": [ARCHITECTURE],
+        "model_type": "llama",
+        "torch_dtype": dtype,
+        "vocab_size": config.vocab_size,
+        "draft_vocab_size": config.draft_vocab_size,
+        "hidden_size": config.hidden_size,
+        "target_hidden_size": config.target_hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": config.hidden_act,
+        "rms_norm_eps": config.rms_norm_eps,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rope_theta": rope["rope_theta"],
+        "rope_parameters": rope,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "norm_before_residual": config.norm_before_residual,
+        "norm_before_fc": config.norm_before_fc,
+        "fc_norm": config.fc_norm,
+        "qk_norm": config.qk_norm,
+        "num_depths": config.num_depths,
+        "mask_token_id": config.mask_token_id,
+        "ptd_token_id": config.mask_token_id,
+        "target_name_or_path": config.target,
+        "eagle_config": eagle,
+    }
+
+
+def write_flat_config(config: PEagleConfig, directory: Path, dtype: str = "bfloat16") -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(flat_config_dict(config, dtype), indent=2)
+    (directory / "config.json").write_text(text + "\n")

@@ -1,0 +1,160 @@
+"""The drafter: an EAGLE-3 head of N Llama layers whose future rows read a learned mask token and hidden state.
+
+Layer 0 attends over [input_layernorm(embedding), hidden_norm(fused state)] (2H wide) and continues the fused state
+as its residual; layers >= 1 are plain Llama layers. Attention itself is a callback, so that one forward serves the
+flat training pass, streaming against cached keys, and the serve-time loop. Module names are the checkpoint's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from peagle_core.config import PEagleConfig
+
+# (layer index, q [N,h,D], k [N,hk,D], v [N,hk,D]) -> [N,h,D]
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding, NeoX half rotation. x: [N, heads, D]; cos, sin: [N, D]."""
+    half = x.shape[-1] // 2
+    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
+    return x * cos[:, None] + turned * sin[:, None]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with input width `in_size` (2H in layer 0); the scores are the callback's business."""
+
+    def __init__(self, config: PEagleConfig, in_size: int) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        q_size, kv_size = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+        self.q_proj = nn.Linear(in_size, q_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(in_size, kv_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(in_size, kv_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=config.attention_bias)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(config.head_dim, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
+        return self.o_proj(attend(q, k, v).flatten(-2))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: PEagleConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """A Llama layer; with `fused=True` the first one, which also reads the token embedding."""
+
+    def __init__(self, config: PEagleConfig, fused: bool) -> None:
+        super().__init__()
+        self.norm_residual = config.norm_before_residual
+        self.self_attn = Attention(config, 2 * config.hidden_size if fused else config.hidden_size)
+        self.mlp = MLP(config)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if fused:
+            self.hidden_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, embed: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+        residual = hidden
+        if hasattr(self, "hidden_norm"):
+            normed = self.hidden_norm(hidden)
+            x = torch.cat([self.input_layernorm(embed), normed], dim=-1)
+            residual = normed if self.norm_residual else hidden
+        else:
+            x = self.input_layernorm(hidden)
+        hidden = residual + self.self_attn(x, cos, sin, attend)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+class PEagleDrafter(nn.Module):
+    """Parameters as in the checkpoint: fc, mask_hidden [1,1,3H_t], embed_tokens, layers.*, norm, lm_head; buffer d2t."""
+
+    d2t: Tensor
+
+    def __init__(self, config: PEagleConfig) -> None:
+        super().__init__()
+        self.config = config
+        eps = config.rms_norm_eps
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.norm_before_fc:
+            self.input_norm = nn.RMSNorm(config.fused_size, eps)
+        if config.fc_norm:
+            self.fc_norm = nn.ModuleList(nn.RMSNorm(config.target_hidden_size, eps) for _ in range(3))
+        self.fc = nn.Linear(config.fused_size, config.hidden_size, bias=False)
+        self.mask_hidden = nn.Parameter(torch.randn(1, 1, config.fused_size))
+        self.layers = nn.ModuleList(Layer(config, fused=i == 0) for i in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+        # Offset form: target id = draft id + d2t[draft id]. All zero while the vocabularies are equal.
+        self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64))
+        self.rotary = _rotary(config)
+
+    def fuse(self, aux: Tensor) -> Tensor:
+        """[..., 3H_t] concatenated aux target states (or mask_hidden) -> [..., H]."""
+        if hasattr(self, "input_norm"):
+            aux = self.input_norm(aux)
+        if hasattr(self, "fc_norm"):
+            parts = aux.chunk(3, dim=-1)
+            aux = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
+        return self.fc(aux)
+
+    def input_rows(self, token_ids: Tensor, aux: Tensor, is_mask: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings and fused states of N rows, each real (slot `source`) or a mask row.
+
+        token_ids: int64[S] input tokens of the real slots; aux: [S, 3H_t] their states; is_mask: bool[N];
+        source: int64[N] index into the S slots, ignored where is_mask. Returns two [N, H].
+        """
+        num_slots = token_ids.shape[0]
+        mask_id = token_ids.new_full((1,), self.config.mask_token_id)
+        source = torch.where(is_mask, num_slots, source)
+        # Projected together, so that mask_hidden takes the path of every real state (norms included).
+        fused = self.fuse(torch.cat([aux, self.mask_hidden.view(1, -1).to(aux.dtype)]))
+        return self.embed_tokens(torch.cat([token_ids, mask_id])[source]), fused[source]
+
+    def forward(self, embed: Tensor, fused: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """One pass over N rows. embed, fused: [N, H]; positions: int64[N] (rotary) -> [N, H], before the final norm."""
+        cos, sin = (x[0].to(embed.dtype) for x in self.rotary(embed, positions[None]))
+        hidden = fused
+        for i, layer in enumerate(self.layers):
+            hidden = layer(embed, hidden, cos, sin, lambda q, k, v, i=i: attend(i, q, k, v))
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., H] -> [..., draft_vocab_size]."""
+        return self.lm_head(self.norm(hidden))
+
+    def target_ids(self, draft_ids: Tensor) -> Tensor:
+        """Draft vocabulary ids -> target vocabulary ids."""
+        return draft_ids + self.d2t[draft_ids]
+
+
+def _rotary(config: PEagleConfig) -> LlamaRotaryEmbedding:
+    rope = LlamaConfig(
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_position_embeddings,
+        rope_parameters=dict(config.rope_parameters),
+    )
+    return LlamaRotaryEmbedding(rope)

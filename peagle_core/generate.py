@@ -1,0 +1,129 @@
+"""The reference drafter loop: one drafter pass and one target pass per step, over a transformers target.
+
+Rows of a drafter pass, with known tokens s_0..s_n (the target has not processed s_n yet) and states g_0..g_{n-1}:
+real rows i (token s_{i+1}, state g_i, position i) for what the drafter has not seen, then K-1 mask rows at positions
+n, n+1, ...; the last real row gives draft 1, mask row j gives draft j+1. Plain causal attention over cached keys. It is the layout
+real vLLM runs and the SGLang worker uses; both are compared with this file, draft by draft.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from peagle_core.attention.base import expand_kv
+from peagle_core.drafter import PEagleDrafter
+from peagle_core.target import run_target
+from peagle_core.verify import verify_chain
+
+
+@dataclass
+class Speculation:
+    """output_ids: the generated tokens; accept_lengths: tokens per step, bonus included; draft_tokens: K per step."""
+
+    output_ids: list[int] = field(default_factory=list)
+    accept_lengths: list[int] = field(default_factory=list)
+    draft_tokens: list[list[int]] = field(default_factory=list)
+
+    @property
+    def mean_accept_length(self) -> float:
+        return sum(self.accept_lengths) / max(1, len(self.accept_lengths))
+
+
+class DraftCache:
+    """Keys and values of the drafter's real rows, per layer; rows of the pass under way are appended and dropped again."""
+
+    def __init__(self) -> None:
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal over cached + new rows. q: [m,h,D]; k, v: [m,hk,D] -> [m,h,D]."""
+        if layer in self.keys:
+            k, v = torch.cat([self.keys[layer], k]), torch.cat([self.values[layer], v])
+        self.keys[layer], self.values[layer] = k, v
+        rows, total = q.shape[0], k.shape[0]
+        mask = torch.ones(rows, total, dtype=torch.bool, device=q.device).tril(total - rows)
+        q, k, v = (x.transpose(0, 1) for x in (q, expand_kv(k, q.shape[1]), expand_kv(v, q.shape[1])))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(0, 1)
+
+    def keep(self, rows: int) -> None:
+        """Forget everything after the first `rows` rows: the mask rows were scratch."""
+        for store in (self.keys, self.values):
+            for layer in store:
+                store[layer] = store[layer][:rows]
+
+
+@torch.no_grad()
+def draft_logits(
+    drafter: PEagleDrafter, cache: DraftCache, tokens: Tensor, aux: Tensor, num_draft_tokens: int, first_position: int
+) -> Tensor:
+    """One drafter pass: m new real rows, then K-1 mask rows -> [K, draft_vocab] logits; keeps only the real rows.
+
+    tokens: int64[m], s_{i+1} of the new rows; aux: [m, 3H_t], their states g_i; first_position: i of the first.
+    """
+    real, rows = len(tokens), len(tokens) + num_draft_tokens - 1
+    index = torch.arange(rows, device=tokens.device)
+    embed, fused = drafter.input_rows(tokens, aux, index >= real, index)
+    hidden = drafter(embed, fused, first_position + index, cache.attend)
+    cache.keep(first_position + real)
+    return drafter.logits(hidden[real - 1 :])
+
+
+@torch.no_grad()
+def speculate(
+    target: nn.Module,
+    drafter: PEagleDrafter,
+    input_ids: Tensor,
+    num_draft_tokens: int,
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    eos_token_id: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Speculation:
+    """Generate from one prompt with speculation; the output is the target's own (greedy, or its distribution).
+
+    input_ids: int64[n], n >= 1; num_draft_tokens: K >= 1. Stops after max_new_tokens or with the end token. Drafts are
+    the drafter's argmax at any temperature.
+    """
+    from transformers import DynamicCache
+
+    aux_ids = drafter.config.aux_layer_ids_for(target.config.get_text_config().num_hidden_layers)
+    past, cache, result = DynamicCache(config=target.config), DraftCache(), Speculation()
+    none = input_ids.new_empty(0)
+
+    def step_target(tokens: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+        output, aux = run_target(target, tokens[None], aux_ids, past_key_values=past, logits_to_keep=keep)
+        return output.logits[0], aux[0].to(drafter.fc.weight.dtype)
+
+    logits, aux = step_target(input_ids, 1)
+    bonus = verify_chain(none, logits, temperature, generator=generator)[1]
+    result.output_ids.append(bonus)
+    tokens = torch.cat([input_ids[1:], input_ids.new_tensor([bonus])])
+    seen = 0  # real rows in the drafter's cache
+    while len(result.output_ids) < max_new_tokens and result.output_ids[-1] != eos_token_id:
+        drafts = draft_logits(drafter, cache, tokens, aux, num_draft_tokens, seen).argmax(-1)
+        drafts = drafter.target_ids(drafts)
+        seen += len(tokens)
+        logits, aux = step_target(torch.cat([tokens[-1:], drafts]), num_draft_tokens + 1)
+        accepted, bonus = verify_chain(drafts, logits, temperature, generator=generator)
+        if accepted < num_draft_tokens:
+            past.crop(accepted - num_draft_tokens)  # negative: drop the rejected rows from the end
+        tokens = torch.cat([drafts[:accepted], drafts.new_tensor([bonus])])
+        aux = aux[: accepted + 1]
+        result.draft_tokens.append(drafts.tolist())
+        result.accept_lengths.append(accepted + 1)
+        result.output_ids += tokens.tolist()
+    return _truncate(result, max_new_tokens, eos_token_id)
+
+
+def _truncate(result: Speculation, max_new_tokens: int, eos_token_id: int | None) -> Speculation:
+    """The last step may run past the limit or the end token."""
+    result.output_ids = result.output_ids[:max_new_tokens]
+    if eos_token_id in result.output_ids:
+        result.output_ids = result.output_ids[: result.output_ids.index(eos_token_id) + 1]
+    return result

@@ -1,0 +1,40 @@
+"""What P-EAGLE reads from a target: three aux states per token, the final hidden state, the output head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peagle_core.errors import InputError
+
+
+def pick_states(hidden_states: tuple[Tensor, ...], aux_layer_ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """From HF `hidden_states` (tuple of [batch, n, H_t]) -> aux [batch, n, 3H_t] and final [batch, n, H_t].
+
+    Entry k is the residual stream entering layer k; the last one has had the final norm, so head(final) is the
+    distribution of the next token.
+    """
+    return torch.cat([hidden_states[i] for i in aux_layer_ids], dim=-1), hidden_states[-1]
+
+
+def run_target(target: nn.Module, input_ids: Tensor, aux_layer_ids: tuple[int, ...], **kwargs: Any):
+    """One forward of a transformers causal LM. input_ids: int64[batch, n] -> (output, aux [batch,n,3H_t]).
+
+    kwargs go to the model (past_key_values, position_ids, attention_mask, logits_to_keep, ...).
+    """
+    output = target(input_ids=input_ids, output_hidden_states=True, **kwargs)
+    aux, _ = pick_states(output.hidden_states, aux_layer_ids)
+    return output, aux
+
+
+def target_head(target: nn.Module) -> Tensor:
+    """[V, H_t]: the weight of the target's output head. Raises InputError where a distribution needs more than that."""
+    head = target.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        raise InputError("the target's output head has a bias, which P-EAGLE training does not handle")
+    config = target.config.get_text_config()
+    if getattr(config, "final_logit_softcapping", None):
+        raise InputError("the target caps its logits (final_logit_softcapping), which P-EAGLE training does not handle")
+    return head.weight.detach()
