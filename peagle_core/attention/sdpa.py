@@ -61,7 +61,7 @@ class SdpaAttention(ElementAttention):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (x.transpose(0, 1) for x in (q, expand_kv(k, q.shape[1]), expand_kv(v, q.shape[1])))
         k_context, v_context = k[:, self.context], v[:, self.context]
-        out = []
+        out = [q[:, :0]]  # a stream of one-token documents has no elements, hence no chunks
         for c in self.chunks:
             keys = torch.cat([k_context[:, c.context_start : c.context_stop], k[:, c.start : c.stop]], dim=1)
             values = torch.cat([v_context[:, c.context_start : c.context_stop], v[:, c.start : c.stop]], dim=1)
