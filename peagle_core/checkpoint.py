@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from peagle_core.config import PEagleConfig
 from peagle_core.config_formats import write_flat_config
@@ -63,7 +65,7 @@ def read_tensors(directory: str | Path, config: PEagleConfig) -> dict[str, Tenso
     for path in weight_files(directory):
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():
+                for name in file.keys():  # noqa: SIM118 (safe_open cannot be iterated)
                     bare = bare_name(name)
                     if bare in IGNORED or _is_idle_copy(bare, expected):
                         continue
@@ -113,7 +115,7 @@ def _check_d2t(directory: Path, d2t: Tensor | None, config: PEagleConfig) -> Non
 
 
 def load_drafter(
-    directory: str | Path, dtype: torch.dtype | None = None, target: nn.Module | None = None
+    directory: str | Path, dtype: torch.dtype | None = None, target: PreTrainedModel | None = None
 ) -> PEagleDrafter:
     """Load any P-EAGLE head. dtype: of the parameters, default as stored. target: a transformers causal LM whose
     embedding and head stand in where the checkpoint has none. Raises InputError, see `read_tensors`.
@@ -125,7 +127,7 @@ def load_drafter(
             continue
         if target is None:
             raise InputError(f"{directory}: has no {name!r} of its own, so it can only be loaded beside its target")
-        source = target.get_input_embeddings() if name.startswith("embed") else target.get_output_embeddings()
+        source: Any = target.get_input_embeddings() if name.startswith("embed") else target.get_output_embeddings()
         tensors[name] = source.weight.detach()
         if tuple(tensors[name].shape) != expected_shapes(config)[name]:
             raise InputError(f"{directory}: has no {name!r} and the target's has shape {tuple(tensors[name].shape)}")

@@ -16,7 +16,7 @@ MIN_TARGET_LAYERS = 8
 
 
 def default_aux_layer_ids(num_target_layers: int) -> tuple[int, int, int]:
-    """The three target states an EAGLE-3 head reads: [2, n//2, n-3], as "state entering layer k" (HF `hidden_states[k]`).
+    """The target states an EAGLE-3 head reads, [2, n//2, n-3]; k is the state entering layer k, HF `hidden_states[k]`.
 
     Raises InputError below 8 layers, where the ids collide.
     """
@@ -44,9 +44,10 @@ class PEagleConfig:
     mask_token_id: int
     aux_layer_ids: tuple[int, ...] | None = None
     num_depths: int | None = None
-    draft_vocab_size: int | None = None
-    target_hidden_size: int | None = None
-    head_dim: int | None = None
+    # None only as an argument: vocab_size, hidden_size and hidden_size / num_attention_heads stand in.
+    draft_vocab_size: int = None  # type: ignore[assignment]
+    target_hidden_size: int = None  # type: ignore[assignment]
+    head_dim: int = None  # type: ignore[assignment]
     hidden_act: str = "silu"
     rms_norm_eps: float = 1e-5
     max_position_embeddings: int = 4096
@@ -67,7 +68,8 @@ class PEagleConfig:
         if self.head_dim is None:
             if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
                 raise InputError(
-                    f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+                    f"hidden_size {self.hidden_size} is not a multiple of "
+                    f"num_attention_heads {self.num_attention_heads}"
                 )
             fill(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.aux_layer_ids is not None:

@@ -59,9 +59,9 @@ def config_from_dict(raw: dict[str, Any]) -> PEagleConfig:
         mask_token_id=_mask_token_id(raw),
         aux_layer_ids=_aux_layer_ids(raw, eagle),
         num_depths=_num_depths(raw),
-        draft_vocab_size=raw.get("draft_vocab_size"),
-        target_hidden_size=raw.get("target_hidden_size"),
-        head_dim=layer.get("head_dim"),
+        draft_vocab_size=_optional(raw, "draft_vocab_size"),
+        target_hidden_size=_optional(raw, "target_hidden_size"),
+        head_dim=_optional(layer, "head_dim"),
         hidden_act=layer.get("hidden_act", "silu"),
         rms_norm_eps=layer.get("rms_norm_eps", 1e-5),
         max_position_embeddings=layer.get("max_position_embeddings", 4096),
@@ -79,6 +79,11 @@ def _required(raw: dict[str, Any], key: str) -> Any:
     if raw.get(key) is None:
         raise InputError(f"key {key!r} is missing")
     return raw[key]
+
+
+def _optional(raw: dict[str, Any], key: str) -> Any:
+    """The value, or None: PEagleConfig fills it in."""
+    return raw.get(key)
 
 
 def _mask_token_id(raw: dict[str, Any]) -> int:

@@ -88,7 +88,7 @@ class Layer(nn.Module):
 
 
 class PEagleDrafter(nn.Module):
-    """Parameters as in the checkpoint: fc, mask_hidden [1,1,3H_t], embed_tokens, layers.*, norm, lm_head; buffer d2t."""
+    """Named as in the checkpoint: fc, mask_hidden [1,1,3H_t], embed_tokens, layers.*, norm, lm_head; buffer d2t."""
 
     d2t: Tensor
 

@@ -54,7 +54,10 @@ class Elements:
 
 
 def slots(doc_ids: Tensor) -> Tensor:
-    """int64[S]: the slots of a packed stream (doc_ids: int64[n], -1 = padding): i where tokens i and i+1 share a document."""
+    """int64[S]: the slots of a packed stream, i.e. every i whose tokens i and i+1 share a document.
+
+    doc_ids: int64[n], -1 = padding.
+    """
     exists = (doc_ids[:-1] == doc_ids[1:]) & (doc_ids[:-1] != PADDING_DOC)
     return exists.nonzero().squeeze(-1)
 

@@ -2,8 +2,8 @@
 
 Rows of a drafter pass, with known tokens s_0..s_n (the target has not processed s_n yet) and states g_0..g_{n-1}:
 real rows i (token s_{i+1}, state g_i, position i) for what the drafter has not seen, then K-1 mask rows at positions
-n, n+1, ...; the last real row gives draft 1, mask row j gives draft j+1. Plain causal attention over cached keys. It is the layout
-real vLLM runs and the SGLang worker uses; both are compared with this file, draft by draft.
+n, n+1, ...; the last real row gives draft 1, mask row j gives draft j+1. Plain causal attention over cached keys. It is
+the layout real vLLM runs and the SGLang worker uses; both are compared with this file, draft by draft.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
 
 from peagle_core.attention.base import expand_kv
 from peagle_core.drafter import PEagleDrafter
@@ -34,7 +35,7 @@ class Speculation:
 
 
 class DraftCache:
-    """Keys and values of the drafter's real rows, per layer; rows of the pass under way are appended and dropped again."""
+    """Keys and values of the drafter's real rows, per layer; mask rows are appended during a pass and dropped again."""
 
     def __init__(self) -> None:
         self.keys: dict[int, Tensor] = {}
@@ -75,7 +76,7 @@ def draft_logits(
 
 @torch.no_grad()
 def speculate(
-    target: nn.Module,
+    target: PreTrainedModel,
     drafter: PEagleDrafter,
     input_ids: Tensor,
     num_draft_tokens: int,
@@ -90,8 +91,6 @@ def speculate(
     input_ids: int64[n], n >= 1; num_draft_tokens: K >= 1. Stops after max_new_tokens or with the end token. Drafts are
     the drafter's argmax at any temperature.
     """
-    from transformers import DynamicCache
-
     aux_ids = drafter.config.aux_layer_ids_for(target.config.get_text_config().num_hidden_layers)
     past, cache, result = DynamicCache(config=target.config), DraftCache(), Speculation()
     none = input_ids.new_empty(0)

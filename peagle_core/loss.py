@@ -76,11 +76,11 @@ class _Distillation(torch.autograd.Function):
             else:
                 p = torch.zeros_like(log_q).scatter_(-1, top[:, None], 1.0)
                 total -= (w * log_q.gather(-1, top[:, None])[:, 0]).sum()
-            if needs_hidden or needs_head:
+            if grad_hidden is not None or grad_head is not None:
                 grad = (log_q.exp().sub_(p).mul_(w[:, None])).to(hidden.dtype)
-                if needs_hidden:
+                if grad_hidden is not None:
                     grad_hidden[rows] = grad @ lm_head.to(grad.dtype)
-                if needs_head:
+                if grad_head is not None:
                     grad_head += (grad.T @ hidden[rows]).to(grad_head.dtype)
         ctx.mark_non_differentiable(correct)
         ctx.grads = grad_hidden, grad_head

@@ -76,4 +76,6 @@ def measure(elements: Elements, charged: Tensor, correct: Tensor, loss_sum: Tens
     def per_depth(flag: Tensor) -> Tensor:
         return torch.bincount(elements.depth[flag], minlength=num_depths)
 
-    return DraftMetrics(loss_sum, per_depth(charged), per_depth(right), per_depth(chain_total), per_depth(chain_correct))
+    return DraftMetrics(
+        loss_sum, per_depth(charged), per_depth(right), per_depth(chain_total), per_depth(chain_correct)
+    )

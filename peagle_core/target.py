@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from peagle_core.errors import InputError
 
@@ -19,7 +20,7 @@ def pick_states(hidden_states: tuple[Tensor, ...], aux_layer_ids: tuple[int, ...
     return torch.cat([hidden_states[i] for i in aux_layer_ids], dim=-1), hidden_states[-1]
 
 
-def run_target(target: nn.Module, input_ids: Tensor, aux_layer_ids: tuple[int, ...], **kwargs: Any):
+def run_target(target: PreTrainedModel, input_ids: Tensor, aux_layer_ids: tuple[int, ...], **kwargs: Any):
     """One forward of a transformers causal LM. input_ids: int64[batch, n] -> (output, aux [batch,n,3H_t]).
 
     kwargs go to the model (past_key_values, position_ids, attention_mask, logits_to_keep, ...).
@@ -29,7 +30,7 @@ def run_target(target: nn.Module, input_ids: Tensor, aux_layer_ids: tuple[int, .
     return output, aux
 
 
-def target_head(target: nn.Module) -> Tensor:
+def target_head(target: PreTrainedModel) -> Tensor:
     """[V, H_t]: the weight of the target's output head. Raises InputError where a distribution needs more than that."""
     head = target.get_output_embeddings()
     if getattr(head, "bias", None) is not None:

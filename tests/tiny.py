@@ -1,4 +1,4 @@
-"""Tiny random models and batches: small enough for a test to run in milliseconds, sharp enough that argmax means something."""
+"""Tiny random models and batches: a test runs in milliseconds, and argmax still differs from row to row."""
 
 from __future__ import annotations
 

@@ -17,5 +17,5 @@ class DenseAttention(ElementAttention):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = expand_kv(k, q.shape[1]), expand_kv(v, q.shape[1])
-        rows_first = (x.transpose(0, 1) for x in (q, k, v))
-        return F.scaled_dot_product_attention(*rows_first, attn_mask=self.mask).transpose(0, 1)
+        q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).transpose(0, 1)

@@ -80,7 +80,7 @@ def test_sdpa_is_dense_for_every_chunk_size(packed, lengths, heads, chunk_rows, 
 @pytest.mark.parametrize("chunk_rows", [1, 3, 8, 256])
 def test_a_chunk_never_costs_more_than_its_own_document(chunk_rows):
     # What the backend exists for: scores in N * S of one document, not N * N and not over the packed row.
-    loss_mask, doc_ids = stream("A" * 40, "A" * 40)
+    _, doc_ids = stream("A" * 40, "A" * 40)
     elements = chains(doc_ids, [4])
     attention = SdpaAttention(elements, doc_ids, chunk_rows)
     rows = [chunk.stop - chunk.start for chunk in attention.chunks]
@@ -115,5 +115,5 @@ def test_empty_and_shortest_streams(backend, documents):
 
 def test_an_unknown_backend_is_refused():
     _, doc_ids = stream("AA")
-    with pytest.raises(InputError, match="unknown attention backend 'flex'.*dense, sdpa"):
+    with pytest.raises(InputError, match=r"unknown attention backend 'flex'.*dense, sdpa"):
         make_attention(chains(doc_ids, [1]), doc_ids, "flex")

@@ -35,7 +35,7 @@ def test_supervised_by_hand_on_one_answer():
     loss_mask, doc_ids = stream("uuAAAAu")
     charged = {(a, d) for a in range(7) for d in range(7) if is_supervised(a, d, loss_mask.tolist(), doc_ids.tolist())}
     assert charged == {(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (3, 0)}
-    pairs = sorted(charged) + [(0, 0), (1, 3), (3, 1), (4, 0)]
+    pairs = [*sorted(charged), (0, 0), (1, 3), (3, 1), (4, 0)]
     elements = Elements(*torch.tensor(pairs).T)
     assert supervised(elements, loss_mask, doc_ids).tolist() == [True] * 6 + [False] * 4
 

@@ -16,7 +16,7 @@ from peagle_core.training import forward_elements
 
 
 def sees(query: tuple[int, int], key: tuple[int, int], doc_ids: list[int]) -> bool:
-    """ "(a,d) sees (a',d') iff same document, and [(d' = 0 and a' <= a) or (a' = a and d' <= d)]"; padding sees nothing."""
+    """(a,d) sees (a',d') iff same document, and [(d' = 0 and a' <= a) or (a' = a and d' <= d)]; padding sees none."""
     (a, d), (a_, d_) = query, key
     if doc_ids[a] != doc_ids[a_] or doc_ids[a] < 0:
         return False
