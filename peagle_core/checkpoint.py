@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,32 +55,46 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def read_tensors(directory: str | Path, config: PEagleConfig) -> dict[str, Tensor]:
-    """All drafter tensors by bare name, checked. `embed_tokens.weight` and `lm_head.weight` may be absent (shared with
-    the target), `d2t` only when the vocabularies are equal.
+    """All drafter tensors of a checkpoint directory by bare name, checked; see `collect_tensors`.
 
-    Raises InputError for a missing, unknown, misshapen, duplicate or non-finite tensor, and for an unreadable file.
+    Raises InputError, also for an unreadable file.
     """
-    directory = Path(directory)
-    expected = expected_shapes(config)
-    tensors: dict[str, Tensor] = {}
+    return collect_tensors(_stored_tensors(Path(directory)), config, directory)
+
+
+def _stored_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     for path in weight_files(directory):
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (safe_open cannot be iterated)
-                    bare = bare_name(name)
-                    if bare in IGNORED or _is_idle_copy(bare, expected):
-                        continue
-                    if bare in tensors:
-                        raise InputError(f"{path}: tensor {name!r} is there twice")
-                    tensors[bare] = _check(path, name, file.get_tensor(name), expected.get(bare))
+                for name in file.keys():  # noqa: SIM118, safe_open is no mapping
+                    yield name, file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: unreadable safetensors file ({error})") from None
+
+
+def collect_tensors(
+    named: Iterable[tuple[str, Tensor]], config: PEagleConfig, where: str | Path
+) -> dict[str, Tensor]:
+    """Checked drafter tensors by bare name. `embed_tokens.weight` and `lm_head.weight` may be absent (shared with the
+    target), `d2t` only when the vocabularies are equal. where: the checkpoint, for messages.
+
+    Raises InputError for a missing, unknown, misshapen, duplicate or non-finite tensor.
+    """
+    expected = expected_shapes(config)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in named:
+        bare = bare_name(name)
+        if bare in IGNORED or _is_idle_copy(bare, expected):
+            continue
+        if bare in tensors:
+            raise InputError(f"{where}: tensor {name!r} is there twice")
+        tensors[bare] = _check(where, name, tensor, expected.get(bare))
     optional = set(SHARED) | ({"d2t"} if config.draft_vocab_size == config.vocab_size else set())
     missing = sorted(set(expected) - set(tensors) - optional)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(f"{directory}: tensor {missing[0]!r} is missing{more}; expected shape {expected[missing[0]]}")
-    _check_d2t(directory, tensors.get("d2t"), config)
+        raise InputError(f"{where}: tensor {missing[0]!r} is missing{more}; expected shape {expected[missing[0]]}")
+    _check_d2t(where, tensors.get("d2t"), config)
     return tensors
 
 
@@ -88,30 +103,30 @@ def _is_idle_copy(name: str, expected: dict[str, tuple[int, ...]]) -> bool:
     return name.endswith(".hidden_norm.weight") and name not in expected
 
 
-def _check(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...] | None) -> Tensor:
+def _check(where: str | Path, name: str, tensor: Tensor, shape: tuple[int, ...] | None) -> Tensor:
     if shape is None:
-        raise InputError(f"{path}: tensor {name!r} belongs to no P-EAGLE drafter of this config")
+        raise InputError(f"{where}: tensor {name!r} belongs to no P-EAGLE drafter of this config")
     if bare_name(name) == "mask_hidden" and tensor.numel() == shape[-1]:
         tensor = tensor.view(shape)
     if tuple(tensor.shape) != shape:
-        raise InputError(f"{path}: tensor {name!r} has shape {tuple(tensor.shape)}, expected {shape}")
+        raise InputError(f"{where}: tensor {name!r} has shape {tuple(tensor.shape)}, expected {shape}")
     if bare_name(name) == "d2t":
         if tensor.dtype not in (torch.int64, torch.int32):
-            raise InputError(f"{path}: tensor 'd2t' has dtype {tensor.dtype}, expected int64")
+            raise InputError(f"{where}: tensor 'd2t' has dtype {tensor.dtype}, expected int64")
         return tensor.long()
     if not tensor.is_floating_point():
-        raise InputError(f"{path}: tensor {name!r} has dtype {tensor.dtype}, expected floating point")
+        raise InputError(f"{where}: tensor {name!r} has dtype {tensor.dtype}, expected floating point")
     if not torch.isfinite(tensor.float()).all():
-        raise InputError(f"{path}: tensor {name!r} has values that are not finite")
+        raise InputError(f"{where}: tensor {name!r} has values that are not finite")
     return tensor
 
 
-def _check_d2t(directory: Path, d2t: Tensor | None, config: PEagleConfig) -> None:
+def _check_d2t(where: str | Path, d2t: Tensor | None, config: PEagleConfig) -> None:
     if d2t is None:
         return
     ids = torch.arange(len(d2t)) + d2t
     if ids.min() < 0 or ids.max() >= config.vocab_size or len(ids.unique()) != len(ids):
-        raise InputError(f"{directory}: 'd2t' is no one-to-one map into the target vocabulary of {config.vocab_size}")
+        raise InputError(f"{where}: 'd2t' is no one-to-one map into the target vocabulary of {config.vocab_size}")
 
 
 def load_drafter(
