@@ -12,10 +12,11 @@ from peagle_core.elements import Elements
 
 @dataclass(frozen=True)
 class DraftMetrics:
-    """loss_sum: scalar, sum over charged elements; the rest int64[K], per depth, over charged elements:
+    """loss_sum: scalar, sum over charged elements; the rest int64[K], per depth.
 
-    total; correct: the draft's top-1 is the target's; chain_total: elements whose whole chain (a,0..d) is charged;
-    chain_correct: of those, all of (a,0..d) correct, i.e. d+1 drafts in a row would be accepted.
+    total: charged elements; correct: of those, the draft's top-1 is the target's; chain_total: elements whose whole
+    chain (a,0..d) is supervised, in the draft vocabulary or not; chain_correct: of those, all of (a,0..d) correct, i.e.
+    d+1 drafts in a row would be accepted.
     """
 
     loss_sum: Tensor
@@ -57,12 +58,14 @@ def _pad_add(a: Tensor, b: Tensor) -> Tensor:
     return a + b
 
 
-def measure(elements: Elements, charged: Tensor, correct: Tensor, loss_sum: Tensor) -> DraftMetrics:
-    """Count one batch. elements: anchor-major [N]; charged: bool[N]; correct: bool[charged.sum()]."""
+def measure(elements: Elements, supervised: Tensor, charged: Tensor, correct: Tensor, loss_sum: Tensor) -> DraftMetrics:
+    """Count one batch. elements: anchor-major [N]; supervised: bool[N]; charged: bool[N], those of them whose label
+    lies in the draft vocabulary; correct: bool[charged.sum()].
+    """
     num_depths = int(elements.depth.max()) + 1 if len(elements) else 1
     right = torch.zeros_like(charged)
     right[charged] = correct
-    # Per chain, running counts since its depth-0 row tell whether all of (a,0..d) are charged, and right.
+    # Per chain, running counts since its depth-0 row tell whether all of (a,0..d) are supervised, and right.
     first = (elements.depth == 0).cumsum(0) - 1
     starts = (elements.depth == 0).nonzero().squeeze(-1)
 
@@ -71,7 +74,7 @@ def measure(elements: Elements, charged: Tensor, correct: Tensor, loss_sum: Tens
         before = running[starts] - flag[starts].long()
         return running - before[first] == elements.depth + 1
 
-    chain_total, chain_correct = all_so_far(charged), all_so_far(right)
+    chain_total, chain_correct = all_so_far(supervised), all_so_far(right)
 
     def per_depth(flag: Tensor) -> Tensor:
         return torch.bincount(elements.depth[flag], minlength=num_depths)

@@ -114,4 +114,5 @@ def _charge(drafter, batch, elements, charged, hidden, target_head, loss, depth_
     labels = Labels(batch.final_hidden, rows, elements.position[charged] + 1)
     weight = torch.ones_like(depth, dtype=hidden.dtype) if depth_weights is None else depth_weights[depth]
     total, correct = distillation_loss(drafter.norm(hidden[charged]), drafter.lm_head.weight, labels, weight, loss)
-    return total, measure(elements, charged, correct, total.detach())
+    is_supervised = supervised(elements, batch.loss_mask, batch.doc_ids)
+    return total, measure(elements, is_supervised, charged, correct, total.detach())

@@ -67,7 +67,7 @@ def tiny_target(seed: int = 0, dtype: torch.dtype = torch.float64, **changes: An
         "num_key_value_heads": 1,
         "max_position_embeddings": 256,
         "initializer_range": 0.3,
-        "pad_token_id": 0,
+        "pad_token_id": None,
         "bos_token_id": None,
         "eos_token_id": None,
         "attn_implementation": "sdpa",

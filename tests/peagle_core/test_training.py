@@ -19,8 +19,8 @@ from peagle_core.elements import Elements
 from peagle_core.errors import InputError
 from peagle_core.training import Batch, charged_elements, forward_elements, loss_and_backward
 
-SMALL = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 23,
-         "mask_token_id": 22}  # fmt: skip
+SMALL = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "num_key_value_heads": 1,
+         "vocab_size": 23, "mask_token_id": 22}  # fmt: skip
 
 
 def gradients(drafter: PEagleDrafter) -> dict[str, Tensor]:
