@@ -1,0 +1,130 @@
+"""SGLang attention backend over torch SDPA that also serves verification and draft-extend, as causal extends.
+
+One SDPA call per request and layer: the rows of a request attend to its prefix and causally to each other. Requests
+are never padded to one shape, so a request's result does not depend on who shares its batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows start..stop of the batch belong to one request; slots: int64[prefix + rows], its keys in order."""
+
+    start: int
+    stop: int
+    slots: Tensor
+    mask: Tensor | None  # bool[rows, prefix + rows]; None: every key is visible
+
+
+class TorchSdpaBackend(AttentionBackend):
+    """step: how many tokens past `seq_lens` a multi-step draft pass stands (0 outside AR drafting)."""
+
+    needs_cpu_seq_lens = True
+
+    def __init__(self, model_runner, step: int = 0) -> None:
+        super().__init__()
+        self.req_to_token = model_runner.req_to_token_pool.req_to_token
+        self.pool = model_runner.token_to_kv_pool
+        self.step = step
+        self.rows: list[_Rows] = []
+
+    def init_forward_metadata(self, forward_batch) -> None:
+        prefixes, lengths = self._extents(forward_batch)
+        rows, start = [], 0
+        for request, prefix, length in zip(forward_batch.req_pool_indices.tolist(), prefixes, lengths, strict=True):
+            slots = self.req_to_token[request, : prefix + length].to(torch.int64)
+            mask = torch.ones(length, prefix + length, dtype=torch.bool).tril(prefix) if length > 1 else None
+            rows.append(_Rows(start, start + length, slots, mask))
+            start += length
+        self.rows = rows
+        self.windows: dict[int, list[Tensor]] = {}
+
+    def _extents(self, batch) -> tuple[list[int], list[int]]:
+        """Per request: keys before this pass, rows in it."""
+        mode, seq_lens = batch.forward_mode, batch.seq_lens_cpu.tolist()
+        if mode.is_decode():
+            # Plain decode counts its token in seq_lens; a draft step does not.
+            drafting = batch.spec_info is not None
+            return [n + self.step if drafting else n - 1 for n in seq_lens], [1] * len(seq_lens)
+        if mode.is_target_verify():
+            return seq_lens, [batch.spec_info.draft_token_num] * len(seq_lens)
+        lengths = list(batch.extend_seq_lens_cpu)
+        return [n - m for n, m in zip(seq_lens, lengths, strict=True)], lengths
+
+    def _mask(self, rows: _Rows, window: int) -> Tensor | None:
+        """The causal mask, narrowed to the last `window` + 1 keys where the layer slides (-1: it does not)."""
+        if window < 0:
+            return rows.mask
+        length, keys = rows.stop - rows.start, len(rows.slots)
+        causal = torch.ones(length, keys, dtype=torch.bool).tril(keys - length)
+        return causal & ~causal.tril(keys - length - window - 1)
+
+    def forward(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs) -> Tensor:
+        heads, head_dim, v_dim = layer.tp_q_head_num, layer.qk_head_dim, layer.v_head_dim
+        out = q.new_empty(q.shape[0], heads, v_dim)
+        if forward_batch.forward_mode.is_idle():
+            return out.flatten(1)
+        if save_kv_cache and k is not None:
+            k, v = k.view(-1, layer.tp_k_head_num, head_dim), v.view(-1, layer.tp_v_head_num, v_dim)
+            self.pool.set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
+        keys = self.pool.get_key_buffer(layer.layer_id)
+        values = self.pool.get_value_buffer(layer.layer_id)
+        q = q.view(-1, heads, head_dim)
+        window = getattr(layer, "sliding_window_size", None)
+        window = -1 if window is None else window
+        for r in self.rows:
+            out[r.start : r.stop] = F.scaled_dot_product_attention(
+                q[r.start : r.stop].transpose(0, 1)[None],
+                keys[r.slots].to(q.dtype).transpose(0, 1)[None],
+                values[r.slots].to(q.dtype).transpose(0, 1)[None],
+                attn_mask=self._mask(r, window),
+                scale=layer.scaling,
+                enable_gqa=heads != layer.tp_k_head_num,
+            )[0].transpose(0, 1)
+        return out.flatten(1)
+
+    def support_triton(self) -> bool:
+        return False
+
+
+class TorchSdpaMultiStep:
+    """What SGLang's AR EAGLE drafting wants: one backend per draft step."""
+
+    def __init__(self, model_runner, topk: int, num_steps: int) -> None:
+        self.attn_backends = [TorchSdpaBackend(model_runner, step) for step in range(num_steps - 1)]
+        self.needs_cpu_seq_lens = True
+
+    def init_forward_metadata(self, forward_batch) -> None:
+        for backend in self.attn_backends:
+            backend.init_forward_metadata(forward_batch)
+
+
+def install(name: str) -> None:
+    """Register the backend under `name`, and teach SGLang's AR draft-backend factory about it."""
+    from sglang.srt.arg_groups.choices import add_attention_backend_choices, add_draft_attention_backend_choices
+    from sglang.srt.layers.attention.attention_registry import register_attention_backend
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    register_attention_backend(name)(TorchSdpaBackend)
+    add_attention_backend_choices([name])
+    add_draft_attention_backend_choices([name])
+
+    def decode_backend(factory):
+        if factory.speculative_num_steps <= 1:
+            return None
+        return TorchSdpaMultiStep(factory.draft_model_runner, factory.topk, factory.speculative_num_steps)
+
+    def extend_backend(factory):
+        return TorchSdpaBackend(factory.draft_model_runner)
+
+    factory = "sglang.srt.speculative.draft_utils.DraftBackendFactory."
+    HookRegistry.register(factory + "create_decode_backend", decode_backend, HookType.REPLACE)
+    HookRegistry.register(factory + "create_draft_extend_backend", extend_backend, HookType.REPLACE)

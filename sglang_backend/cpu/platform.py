@@ -1,0 +1,65 @@
+"""An out-of-tree SGLang platform on plain torch: `SGLANG_PLATFORM=peagle_cpu python -m sglang.launch_server ...`.
+
+SGLang's compiled kernels do not load without a GPU, so this platform chooses torch paths everywhere and puts torch
+twins (`cpu.twins`) where SGLang has only Triton or CUDA. It is opt-in: without SGLANG_PLATFORM it never activates.
+SGLang imports this module in the middle of its own import, so everything but the base classes is imported late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from sglang.srt.platforms.cpu import CpuDeviceMixin
+from sglang.srt.platforms.device_mixin import PlatformEnum
+from sglang.srt.platforms.interface import KVPoolKind, PlatformCapabilities, SRTPlatform
+
+from sglang_backend.cpu import twins
+
+ATTENTION_BACKEND = "torch_sdpa"
+SPECULATIVE_ALGORITHMS = ("PEAGLE", "EAGLE3")
+
+
+class CpuReferencePlatform(CpuDeviceMixin, SRTPlatform):
+    _enum = PlatformEnum.OOT
+    device_name = "cpu"
+    device_type = "cpu"
+    capabilities = PlatformCapabilities(supports_triton=False, graph_capture=False)
+
+    def get_device(self, device_id: int = 0) -> str:
+        return "cpu"
+
+    def is_pin_memory_available(self, device: object = None) -> bool:
+        return False
+
+    def apply_server_args_defaults(self, server_args) -> None:
+        server_args.device = "cpu"
+        server_args.attention_backend = ATTENTION_BACKEND
+        server_args.sampling_backend = "pytorch"
+        server_args.disable_cuda_graph = True
+
+    def get_default_attention_backend(self) -> str:
+        return ATTENTION_BACKEND
+
+    def get_default_speculative_draft_attention_backend(self, algorithm: str) -> str:
+        return ATTENTION_BACKEND
+
+    def supports_speculative_draft_attention_backend(self, algorithm: str, backend: str) -> bool:
+        return backend == ATTENTION_BACKEND
+
+    def supports_speculative_algorithm(self, algorithm: str) -> bool:
+        return algorithm in SPECULATIVE_ALGORITHMS
+
+    def get_kv_pool_cls(self, *, kind: KVPoolKind) -> type | None:
+        from sglang_backend.cpu.kv_pool import CpuKVPool
+
+        return CpuKVPool if kind == "mha" else None
+
+    def get_speculative_cache_locs_fn(self) -> Callable[..., torch.Tensor]:
+        return twins.extend_cache_locs
+
+    def get_compile_backend(self, mode: str | None = None) -> str:
+        return "eager"
+
+    def get_dispatch_key_name(self) -> str:
+        return "native"

@@ -1,0 +1,211 @@
+"""The P-EAGLE drafter as an SGLang model: the network of peagle_core.drafter on SGLang's parallel layers.
+
+Not SGLang's LlamaForCausalLMEagle3: that class norms layers >= 1 with `hidden_norm`, P-EAGLE heads use
+`input_layernorm` there. Rows are real or mask; a mask row reads the mask token's embedding and fc(mask_hidden),
+which is computed once per weight load.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from sglang.srt.configs.draft_parallel import DraftParallelSpec, DraftTPExecution
+from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.linear import QKVParallelLinear, RowParallelLinear
+from sglang.srt.layers.logits_processor import LogitsMetadata, LogitsProcessor, LogitsProcessorOutput
+from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.layers.rotary_embedding import get_rope
+from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from sglang.srt.model_loader.weight_utils import default_weight_loader
+from sglang.srt.models.llama import LlamaMLP
+from sglang.srt.runtime_context import get_parallel
+from sglang.srt.utils import add_prefix
+from torch import Tensor, nn
+
+from peagle_core.checkpoint import SHARED, collect_tensors
+from peagle_core.config import PEagleConfig
+
+STACKED = {  # checkpoint name -> (fused parameter, shard)
+    "q_proj": ("qkv_proj", "q"),
+    "k_proj": ("qkv_proj", "k"),
+    "v_proj": ("qkv_proj", "v"),
+    "gate_proj": ("gate_up_proj", 0),
+    "up_proj": ("gate_up_proj", 1),
+}
+
+
+class Attention(nn.Module):
+    def __init__(self, config: PEagleConfig, in_size: int, layer_id: int, quant_config, prefix: str) -> None:
+        super().__init__()
+        tp = get_parallel().tp_size
+        self.head_dim = config.head_dim
+        heads, kv_heads = config.num_attention_heads // tp, max(1, config.num_key_value_heads // tp)
+        self.sizes = [heads * self.head_dim, kv_heads * self.head_dim, kv_heads * self.head_dim]
+        self.qkv_proj = QKVParallelLinear(
+            in_size, self.head_dim, config.num_attention_heads, config.num_key_value_heads,
+            bias=config.attention_bias, quant_config=quant_config, prefix=add_prefix("qkv_proj", prefix),
+        )  # fmt: skip
+        self.o_proj = RowParallelLinear(
+            config.num_attention_heads * self.head_dim, config.hidden_size,
+            bias=config.attention_bias, quant_config=quant_config, prefix=add_prefix("o_proj", prefix),
+        )  # fmt: skip
+        rope = dict(config.rope_parameters)
+        self.rotary_emb = get_rope(
+            self.head_dim,
+            rotary_dim=self.head_dim,
+            max_position=config.max_position_embeddings,
+            base=rope["rope_theta"],
+            rope_scaling=None if rope["rope_type"] == "default" else rope,
+        )
+        self.attn = RadixAttention(
+            heads, self.head_dim, self.head_dim**-0.5, num_kv_heads=kv_heads, layer_id=layer_id,
+            quant_config=quant_config, prefix=add_prefix("attn", prefix),
+        )  # fmt: skip
+        if config.qk_norm:
+            self.q_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+
+    def forward(self, positions: Tensor, x: Tensor, forward_batch) -> Tensor:
+        q, k, v = self.qkv_proj(x)[0].split(self.sizes, dim=-1)
+        if hasattr(self, "q_norm"):
+            q = self.q_norm(q.reshape(-1, self.head_dim)).view(q.shape)
+            k = self.k_norm(k.reshape(-1, self.head_dim)).view(k.shape)
+        q, k = self.rotary_emb(positions, q, k)
+        return self.o_proj(self.attn(q, k, v, forward_batch))[0]
+
+
+class Layer(nn.Module):
+    def __init__(self, config: PEagleConfig, layer_id: int, quant_config, prefix: str) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.fused = layer_id == 0
+        self.norm_residual = config.norm_before_residual
+        in_size = 2 * size if self.fused else size
+        self.self_attn = Attention(config, in_size, layer_id, quant_config, add_prefix("self_attn", prefix))
+        self.mlp = LlamaMLP(
+            size, config.intermediate_size, config.hidden_act, quant_config, add_prefix("mlp", prefix)
+        )
+        self.input_layernorm = RMSNorm(size, eps=eps)
+        self.post_attention_layernorm = RMSNorm(size, eps=eps)
+        if self.fused:
+            self.hidden_norm = RMSNorm(size, eps=eps)
+
+    def forward(self, positions: Tensor, embed: Tensor, hidden: Tensor, forward_batch) -> Tensor:
+        residual = hidden
+        if self.fused:
+            normed = self.hidden_norm(hidden)
+            x = torch.cat([self.input_layernorm(embed), normed], dim=-1)
+            residual = normed if self.norm_residual else hidden
+        else:
+            x = self.input_layernorm(hidden)
+        hidden = residual + self.self_attn(positions, x, forward_batch)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+class PEagleModel(nn.Module):
+    def __init__(self, config: PEagleConfig, quant_config, prefix: str) -> None:
+        super().__init__()
+        eps = config.rms_norm_eps
+        self.embed_tokens = VocabParallelEmbedding(
+            config.vocab_size, config.hidden_size, prefix=add_prefix("embed_tokens", prefix)
+        )
+        if config.norm_before_fc:
+            self.input_norm = RMSNorm(config.fused_size, eps=eps)
+        if config.fc_norm:
+            self.fc_norm = nn.ModuleList(RMSNorm(config.target_hidden_size, eps=eps) for _ in range(3))
+        self.fc = nn.Linear(config.fused_size, config.hidden_size, bias=False)
+        self.mask_hidden = nn.Parameter(torch.zeros(1, 1, config.fused_size), requires_grad=False)
+        self.register_buffer("mask_fused", torch.zeros(1, config.hidden_size), persistent=False)
+        self.layers = nn.ModuleList(
+            Layer(config, i, quant_config, add_prefix(f"layers.{i}", prefix)) for i in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, eps=eps)
+
+    def fuse(self, aux: Tensor) -> Tensor:
+        """[rows, 3H_t] -> [rows, H]."""
+        if hasattr(self, "input_norm"):
+            aux = self.input_norm(aux.contiguous())
+        if hasattr(self, "fc_norm"):
+            parts = aux.chunk(3, dim=-1)
+            aux = torch.cat([norm(x.contiguous()) for norm, x in zip(self.fc_norm, parts, strict=True)], dim=-1)
+        return self.fc(aux)
+
+    def forward(self, input_ids: Tensor, positions: Tensor, forward_batch) -> Tensor:
+        spec_info = forward_batch.spec_info
+        fused = torch.cat([self.fuse(spec_info.hidden_states.to(self.fc.weight.dtype)), self.mask_fused])
+        hidden = fused[spec_info.source]
+        embed = self.embed_tokens(input_ids)
+        for layer in self.layers:
+            hidden = layer(positions, embed, hidden, forward_batch)
+        return hidden
+
+
+class PEagleForCausalLM(nn.Module):
+    draft_parallel_spec = DraftParallelSpec(tp_execution=DraftTPExecution.SINGLE_GROUP)
+
+    def __init__(self, config, quant_config=None, prefix: str = "") -> None:
+        super().__init__()
+        self.config = config
+        self.head = head = PEagleConfig.from_pretrained(config.name_or_path)
+        self.model = PEagleModel(head, quant_config, add_prefix("model", prefix))
+        self.lm_head = ParallelLMHead(
+            head.draft_vocab_size, head.hidden_size, quant_config=quant_config, prefix=add_prefix("lm_head", prefix)
+        )
+        logits_config = copy.deepcopy(config)
+        logits_config.vocab_size = head.draft_vocab_size
+        self.logits_processor = LogitsProcessor(logits_config)
+        self.hot_token_id: Tensor | None = None  # target id of each draft id, where the vocabularies differ
+        self.own: set[str] = set(SHARED)  # which of the shareable tensors the checkpoint brought itself
+
+    @torch.no_grad()
+    def forward(self, input_ids: Tensor, positions: Tensor, forward_batch) -> LogitsProcessorOutput:
+        """next_token_logits: [bs * K, draft vocabulary], the sampled rows (`spec_info.select_index`) only."""
+        if input_ids.numel() == 0:
+            hidden = self.model.norm.weight.new_empty(0, self.head.hidden_size)
+        else:
+            hidden = self.model(input_ids, positions, forward_batch)[forward_batch.spec_info.select_index]
+        hidden = self.model.norm(hidden)
+        metadata = LogitsMetadata.from_forward_batch(forward_batch)
+        logits = self.logits_processor._get_logits(hidden, self.lm_head, metadata)
+        return LogitsProcessorOutput(next_token_logits=logits, hidden_states=None)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Load, or load anew; raises InputError for anything missing, misshapen or not finite."""
+        tensors = collect_tensors(weights, self.head, self.config.name_or_path)
+        d2t = tensors.pop("d2t", None)
+        if d2t is not None:
+            self.hot_token_id = torch.arange(len(d2t)) + d2t
+        self.own = set(SHARED) & set(tensors)
+        parameters = dict(self.named_parameters())
+        for name, tensor in tensors.items():
+            self._load(parameters, name if name.startswith("lm_head") else f"model.{name}", tensor)
+        self.project_mask_hidden()
+
+    def _load(self, parameters: dict[str, nn.Parameter], name: str, tensor: Tensor) -> None:
+        for part, (fused, shard) in STACKED.items():
+            if f".{part}." in name:
+                parameter = parameters[name.replace(part, fused)]
+                parameter.weight_loader(parameter, tensor, shard)
+                return
+        parameter = parameters[name]
+        getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)
+
+    @torch.no_grad()
+    def project_mask_hidden(self) -> None:
+        """fc(mask_hidden), the same for every mask row of every request."""
+        self.model.mask_fused.copy_(self.model.fuse(self.model.mask_hidden.view(1, -1)))
+
+    def share_with_target(self, embed: Tensor, head: Tensor) -> None:
+        """Where the checkpoint has no embedding or head of its own, use the target's."""
+        if "embed_tokens.weight" not in self.own:
+            self.model.embed_tokens.weight = embed
+        if "lm_head.weight" not in self.own:
+            self.lm_head.weight = head
+
+    def get_hot_token_id(self) -> Tensor | None:
+        return self.hot_token_id
+
+
+EntryClass = [PEagleForCausalLM]

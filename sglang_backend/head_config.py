@@ -1,0 +1,62 @@
+"""Show every P-EAGLE head to SGLang in the one spelling it understands.
+
+SGLang reads a drafter's config in two places: transformers' config loader and its own ModelConfig. Both are hooked for
+heads under PEAGLE: the first builds a flat Llama config out of speculators' nested one, the second points the
+architecture at our model class and writes the aux layer ids where, and how, SGLang looks for them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from peagle_core.config import PEagleConfig
+from peagle_core.config_formats import flat_config_dict, load_config_dict
+from peagle_core.errors import InputError
+
+ARCHITECTURE = "PEagleForCausalLM"
+
+
+def sglang_aux_layer_ids(aux_layer_ids: tuple[int, ...]) -> list[int]:
+    """vLLM's "state entering layer k" -> SGLang's "output of layer k - 1", which it captures as layer id + 1."""
+    return [k - 1 for k in aux_layer_ids]
+
+
+def load_nested_config(get_config, model: str, *args, **kwargs):
+    """AROUND transformers' config loading: a nested speculators config has no model_type of its own."""
+    try:
+        nested = "transformer_layer_config" in load_config_dict(Path(model))
+    except InputError:
+        nested = False
+    if not nested:
+        return get_config(model, *args, **kwargs)
+    from transformers import LlamaConfig
+
+    config = PEagleConfig.from_pretrained(model)
+    return LlamaConfig(**flat_config_dict(config), name_or_path=str(model))
+
+
+def normalise(_result, model_config) -> None:
+    """AFTER ModelConfig._config_draft_model: under PEAGLE, whatever a head calls itself, it is ours."""
+    if not model_config.is_draft_model or model_config.speculative_algorithm != "PEAGLE":
+        return
+    from sglang.srt.models.registry import ModelRegistry
+
+    from sglang_backend.drafter_model import PEagleForCausalLM
+
+    ModelRegistry.models[ARCHITECTURE] = PEagleForCausalLM
+    config = PEagleConfig.from_pretrained(model_config.model_path)
+    hf_config = model_config.hf_config
+    hf_config.architectures = [ARCHITECTURE]
+    hf_config.eagle_config = {"use_aux_hidden_state": True}
+    if config.aux_layer_ids is not None:
+        ids = sglang_aux_layer_ids(config.aux_layer_ids)
+        hf_config.eagle_config["eagle_aux_hidden_state_layer_ids"] = ids
+
+
+def install() -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register("sglang.srt.utils.hf_transformers_utils.get_config", load_nested_config, HookType.AROUND)
+    HookRegistry.register(
+        "sglang.srt.configs.model_config.ModelConfig._config_draft_model", normalise, HookType.AFTER
+    )

@@ -1,0 +1,58 @@
+"""KV slots for the mask rows of a prefill pass, where SGLang has reserved nothing past the prompt.
+
+They live for one drafter pass: allocated, entered into the requests' rows, and freed again right after it. In decode
+steps no scratch is needed: the scheduler's reservation covers the mask rows (algorithm.reserved_slots).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class ScratchSlots:
+    """Slots of positions length..length+masks-1 of each finished prompt; use as a context manager.
+
+    `.available` is False when the pool has too few free slots: the pass then goes without masks.
+    """
+
+    def __init__(self, batch, allocator, req_to_token: Tensor, lengths: list[int], masks: list[int]) -> None:
+        self.allocator, self.page_size = allocator, allocator.page_size
+        self.req_to_token = req_to_token
+        self.requests = batch.req_pool_indices_cpu.tolist()
+        self.lengths, self.masks = lengths, masks
+        self.taken: Tensor | None = None
+        self.available = self._allocate()
+
+    def _own(self, length: int, masks: int) -> int:
+        """How many of the positions fall into the request's last, partly filled page: those are its own already."""
+        return min(masks, -length % self.page_size)
+
+    def _allocate(self) -> bool:
+        extra = [m - self._own(n, m) for n, m in zip(self.lengths, self.masks, strict=True)]
+        pages = [-(-e // self.page_size) for e in extra]
+        if sum(pages):
+            if self.allocator.available_size() < sum(pages) * self.page_size:
+                return False
+            self.taken = self.allocator.alloc(sum(pages) * self.page_size)
+            if self.taken is None:
+                return False
+        start = 0
+        for request, length, masks, more, page_count in zip(
+            self.requests, self.lengths, self.masks, extra, pages, strict=True
+        ):
+            own = masks - more
+            row = self.req_to_token[request]
+            if own:
+                row[length : length + own] = row[length - 1] + 1 + torch.arange(own, device=row.device)
+            if more:
+                row[length + own : length + masks] = self.taken[start : start + more]
+            start += page_count * self.page_size
+        return True
+
+    def __enter__(self) -> ScratchSlots:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.taken is not None:
+            self.allocator.free(self.taken)

@@ -1,0 +1,90 @@
+"""Server arguments under PEAGLE: fill in K from the head, and refuse what cannot work in one sentence, before any load."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from sglang.srt.arg_groups.overrides import model_config_of
+from sglang.srt.platforms import current_platform
+
+from peagle_core.checkpoint import read_tensors
+from peagle_core.config import PEagleConfig
+from peagle_core.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_NUM_DRAFT_TOKENS = 5  # for a head that does not say; what AWS serves its heads with
+MAX_RUNNING_REQUESTS = 48  # SGLang's own default for its EAGLE family
+
+# server argument -> (value that is fine, what to do instead)
+UNSUPPORTED = {
+    "speculative_adaptive": (False, "drop --speculative-adaptive"),
+    "speculative_use_rejection_sampling": (False, "drop --speculative-use-rejection-sampling; sampling is lossless"),
+    "enable_multi_layer_eagle": (False, "drop --enable-multi-layer-eagle; a P-EAGLE head has its own layers"),
+    "enable_dp_attention": (False, "drop --enable-dp-attention"),
+    "pp_size": (1, "use --tp-size instead of --pp-size"),
+    "disaggregation_mode": ("null", "serve prefill and decode in one server"),
+    "speculative_token_map": (None, "drop --speculative-token-map; a head with a draft vocabulary brings its own"),
+}
+
+
+def validate(server_args) -> None:
+    """Runs in the launcher, before any model is loaded. Sets K; raises InputError in one sentence."""
+    for name, (fine, instead) in UNSUPPORTED.items():
+        if getattr(server_args, name) not in (fine, None):
+            raise InputError(f"PEAGLE does not support {name}={getattr(server_args, name)!r}: {instead}")
+    if server_args.speculative_draft_model_path is None:
+        raise InputError("PEAGLE needs --speculative-draft-model-path HEAD")
+    head = Path(server_args.speculative_draft_model_path)
+    config = PEagleConfig.from_pretrained(head)
+    _check_target(head, config, server_args)
+    if server_args.load_format != "dummy":
+        read_tensors(head, config)  # every tensor there, of the right shape and finite
+    _set_num_draft_tokens(server_args, config)
+
+
+def _check_target(head: Path, config: PEagleConfig, server_args) -> None:
+    target = model_config_of(server_args).hf_text_config
+    config.aux_layer_ids_for(target.num_hidden_layers)
+    if config.target_hidden_size != target.hidden_size:
+        raise InputError(
+            f"{head} was trained for a target of hidden size {config.target_hidden_size}, "
+            f"{server_args.model_path} has {target.hidden_size}"
+        )
+    if config.vocab_size > target.vocab_size:
+        raise InputError(
+            f"{head} has a vocabulary of {config.vocab_size}, {server_args.model_path} one of {target.vocab_size}"
+        )
+
+
+def _set_num_draft_tokens(server_args, config: PEagleConfig) -> None:
+    """K = --speculative-num-steps = --speculative-num-draft-tokens - 1, else the head's own."""
+    steps, width = server_args.speculative_num_steps, server_args.speculative_num_draft_tokens
+    if server_args.speculative_eagle_topk not in (None, 1):
+        raise InputError("PEAGLE drafts a chain: drop --speculative-eagle-topk or set it to 1")
+    if steps is not None and width is not None and width != steps + 1:
+        raise InputError(
+            f"--speculative-num-draft-tokens counts the verified rows, K + 1: "
+            f"for --speculative-num-steps {steps} it is {steps + 1}, not {width}"
+        )
+    given = steps if steps is not None else None if width is None else width - 1
+    num_draft_tokens = given if given is not None else config.num_depths or DEFAULT_NUM_DRAFT_TOKENS
+    if num_draft_tokens < 1:
+        raise InputError(f"PEAGLE needs K >= 1 (--speculative-num-steps), found {num_draft_tokens}")
+    if config.num_depths is not None and num_draft_tokens > config.num_depths:
+        logger.warning("PEAGLE drafts K=%d tokens with a head trained for %d", num_draft_tokens, config.num_depths)
+    server_args.speculative_num_steps = num_draft_tokens
+    server_args.speculative_num_draft_tokens = num_draft_tokens + 1
+    server_args.speculative_eagle_topk = 1
+
+
+def apply_defaults(server_args) -> None:
+    """The defaults SGLang gives its own EAGLE family."""
+    if current_platform.is_out_of_tree() and not current_platform.supports_speculative_algorithm("PEAGLE"):
+        raise InputError(f"the platform {type(current_platform).__name__} does not support PEAGLE")
+    if server_args.max_running_requests is None:
+        server_args.max_running_requests = MAX_RUNNING_REQUESTS
+    if server_args.enable_mixed_chunk:
+        logger.warning("PEAGLE turns mixed chunked prefill off")
+        server_args.enable_mixed_chunk = False
