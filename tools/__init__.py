@@ -1,0 +1,1 @@
+"""Commands over the packages, one per module: `python -m tools.<name>`."""

@@ -1,0 +1,102 @@
+"""The demo's target: a small Llama trained from scratch on the standard library's source (`build_target`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_scheduler
+
+from tools.demo.corpus import load_tokenizer, read_documents
+from trainer.atomic import new_directory
+
+
+@dataclass(frozen=True)
+class TargetRecipe:
+    """Shape and training of the target. window: tokens of one training excerpt (BOS included)."""
+
+    hidden_size: int = 128
+    num_layers: int = 12
+    intermediate_size: int = 384
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    max_positions: int = 1024
+    window: int = 256
+    windows_per_step: int = 8
+    steps: int = 600
+    learning_rate: float = 3e-3
+    seed: int = 0
+
+
+def build_target(directory: str | Path, recipe: TargetRecipe = TargetRecipe()) -> Path:
+    """Train and write `directory`/target (fp32, tokenizer included) unless it is there already; returns it."""
+    path = Path(directory) / "target"
+    if path.is_dir():
+        return path
+    tokenizer = load_tokenizer(directory)
+    model = train_target(windows(tokenizer, read_documents(directory, "train"), recipe.window), tokenizer, recipe)
+    with new_directory(path) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+    return path
+
+
+def windows(tokenizer: PreTrainedTokenizerFast, texts: list[str], window: int) -> Tensor:
+    """int64[W, window]: every excerpt starts with BOS, as prompts do; a document's last one has its end and EOS.
+
+    A document shorter than one window is left out.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    rows = []
+    for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+        ids = [*ids, eos]
+        starts = list(range(0, len(ids) - window + 1, window - 1))
+        rows += [[bos, *ids[i : i + window - 1]] for i in starts]
+    return torch.tensor(rows)
+
+
+def train_target(data: Tensor, tokenizer: PreTrainedTokenizerFast, recipe: TargetRecipe) -> LlamaForCausalLM:
+    """Next-token training, AdamW, linear decay. data: int64[W, window]."""
+    torch.manual_seed(recipe.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.hidden_size,
+            intermediate_size=recipe.intermediate_size,
+            num_hidden_layers=recipe.num_layers,
+            num_attention_heads=recipe.num_heads,
+            num_key_value_heads=recipe.num_kv_heads,
+            max_position_embeddings=recipe.max_positions,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            tie_word_embeddings=False,
+        )
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
+    scheduler = get_scheduler("linear", optimizer, num_warmup_steps=recipe.steps // 20, num_training_steps=recipe.steps)
+    bar = tqdm(_batches(data, recipe), total=recipe.steps, desc="target", unit="step")
+    for batch in bar:
+        loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+    return model.eval()
+
+
+def _batches(data: Tensor, recipe: TargetRecipe) -> Iterator[Tensor]:
+    """`steps` batches, in shuffled passes over the data."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    order = torch.empty(0, dtype=torch.long)
+    for _ in range(recipe.steps):
+        while len(order) < recipe.windows_per_step:
+            order = torch.cat([order, torch.randperm(len(data), generator=generator)])
+        yield data[order[: recipe.windows_per_step]]
+        order = order[recipe.windows_per_step :]

@@ -1,0 +1,69 @@
+"""python -m trainer {train,eval,export}: train a P-EAGLE drafter for a target, measure it, save it.
+
+    python -m trainer train target=meta-llama/Llama-3.1-8B-Instruct data.train=answers.jsonl
+    python -m trainer train --config run.yaml optim.lr=1e-4 drafter.num_hidden_layers=2
+    python -m trainer train --config run.yaml --resume
+    python -m trainer eval  --config runs/Llama-3.1-8B-Instruct-peagle/run.yaml eval.num_draft_tokens=[5]
+
+Every setting is a key of the configuration; a commented one is trainer/configs/example.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from peagle_core.errors import InputError
+from trainer.config import ConfigError, RunConfig, load_config
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0, 1 (failed), 2 (wrong configuration), 128 + the signal that stopped a run after its checkpoint."""
+    options = _parser().parse_args(arguments)
+    try:
+        config = load_config(options.config, options.overrides)
+        return _run(config, options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _run(config: RunConfig, options: argparse.Namespace) -> int:
+    # Imported late: --help and a wrong configuration should not wait for the models' libraries.
+    from trainer import run
+
+    if options.verb == "train":
+        stopped = run.run_train(config, options.resume)
+        return 128 + stopped if stopped else 0
+    if options.verb == "eval":
+        run.run_eval(config, options.head)
+    else:
+        run.run_export(config, options.checkpoint, options.to)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{train,eval,export}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", type=Path, help="YAML file; without it only the overrides count")
+    common.add_argument("overrides", nargs="*", metavar="key=value", help="for example optim.lr=1e-4 (values are YAML)")
+    train = verbs.add_parser("train", parents=[common], help="train a drafter, save output_dir/head and measure it")
+    train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in output_dir")
+    evaluate = verbs.add_parser("eval", parents=[common], help="acceptance length and accuracy of a head")
+    evaluate.add_argument("--head", type=Path, help="a head directory (default: output_dir/head)")
+    export = verbs.add_parser("export", parents=[common], help="make a head directory from a training checkpoint")
+    export.add_argument("--checkpoint", type=Path, help="default: the newest in output_dir")
+    export.add_argument("--to", type=Path, help="directory to write (default: output_dir/head)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

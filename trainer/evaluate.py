@@ -1,0 +1,123 @@
+"""What a head is worth: a real drafter loop on held-out prompts, and its accuracy by depth on held-out text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from peagle_core.cod import sample_elements
+from peagle_core.drafter import PEagleDrafter
+from peagle_core.generate import speculate
+from peagle_core.training import loss_and_backward
+from trainer.config import RunConfig
+from trainer.data.documents import Document
+from trainer.data.packing import PackedRow
+from trainer.states.base import StateSource
+
+# Held-out elements are drawn alike in every evaluation, whatever the run's seed.
+COD_SEED = 1
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Greedy speculation at one K. accept_length: tokens per target pass, the bonus token included (1 to K+1);
+    accept_per_position[j]: share of steps in which drafts 1..j+1 all stood.
+    """
+
+    num_draft_tokens: int
+    accept_length: float
+    accept_per_position: list[float]
+    prompts: int
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """loss, accuracy_per_depth, expected_accept_length: teacher-forced; None or empty without held-out rows."""
+
+    loss: float | None
+    accuracy_per_depth: list[float]
+    expected_accept_length: float | None
+    acceptance: list[Acceptance]
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def evaluate(
+    config: RunConfig,
+    target: PreTrainedModel,
+    drafter: PEagleDrafter,
+    states: StateSource,
+    rows: Sequence[PackedRow],
+    prompts: Sequence[Tensor],
+    eos_token_id: int | None,
+) -> Evaluation:
+    """rows: held-out, packed; prompts: int64[n] each. The drafter must be float32, on the target's device."""
+    forced = teacher_forced(config, drafter, states, rows)
+    ks = config.eval.num_draft_tokens if prompts else ()
+    acceptance = [measure_acceptance(target, drafter, prompts, k, config.eval.max_new_tokens, eos_token_id) for k in ks]
+    if forced is None:
+        return Evaluation(None, [], None, acceptance)
+    return Evaluation(forced.loss, forced.accuracy, forced.expected_accept_length, acceptance)
+
+
+def teacher_forced(config: RunConfig, drafter: PEagleDrafter, states: StateSource, rows: Sequence[PackedRow]):
+    """DraftMetrics over all rows with a fixed draw of elements, or None when there are no rows."""
+    cod = config.drafter
+    depths = drafter.config.num_depths or cod.num_depths
+    generator = torch.Generator().manual_seed(COD_SEED)
+    total = None
+    for row in tqdm(rows, desc="held-out rows", unit="row", leave=False, disable=len(rows) < 2):
+        batch = states(row)
+        elements = sample_elements(row.loss_mask, row.doc_ids, depths, cod.retention, cod.retention_min, generator)
+        elements = elements.to(states.head.device)
+        counts = loss_and_backward(
+            drafter, batch, elements, target_head=states.head, loss=config.loss.kind, attention=config.attention
+        )
+        total = counts if total is None else total + counts
+    return total
+
+
+def measure_acceptance(
+    target: PreTrainedModel,
+    drafter: PEagleDrafter,
+    prompts: Sequence[Tensor],
+    num_draft_tokens: int,
+    max_new_tokens: int,
+    eos_token_id: int | None = None,
+) -> Acceptance:
+    """Greedy `peagle_core.generate.speculate` on every prompt; steps of all prompts weigh alike."""
+    lengths: list[int] = []
+    new_tokens = 0
+    for prompt in tqdm(prompts, desc=f"drafting, K={num_draft_tokens}", unit="prompt", leave=False):
+        result = speculate(target, drafter, prompt, num_draft_tokens, max_new_tokens, eos_token_id=eos_token_id)
+        lengths += result.accept_lengths
+        new_tokens += len(result.output_ids)
+    steps = max(1, len(lengths))
+    return Acceptance(
+        num_draft_tokens=num_draft_tokens,
+        accept_length=sum(lengths) / steps,
+        accept_per_position=[sum(n > j for n in lengths) / steps for j in range(1, num_draft_tokens + 1)],
+        prompts=len(prompts),
+        new_tokens=new_tokens,
+    )
+
+
+def prompts_of(documents: Sequence[Document], count: int, prompt_tokens: int) -> list[Tensor]:
+    """The first `count` prompts: what stands before a document's first generated token, or the first prompt_tokens of
+    a running text (generated from the start). Documents too short for that have none.
+    """
+    prompts = []
+    for document in documents:
+        first = int(document.loss_mask.long().argmax())
+        length = first if first > 1 else prompt_tokens
+        if length < len(document):
+            prompts.append(document.input_ids[:length])
+    return prompts[:count]

@@ -1,0 +1,96 @@
+"""A fresh drafter for a target: its shape and rotary embedding, a copy of its embedding, rows of its output head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from peagle_core.config import PEagleConfig
+from peagle_core.drafter import PEagleDrafter
+from peagle_core.errors import InputError
+from peagle_core.target import target_head
+from trainer.config import RunConfig
+from trainer.data.documents import Document
+from trainer.target import embedding
+
+# What a Llama rotary embedding over the whole head understands; the rest belongs to other architectures.
+ROPE_KEYS = (
+    "rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+    "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "short_factor", "long_factor", "truncate",
+)  # fmt: skip
+
+
+def drafter_config(config: RunConfig, target_config: Any, mask_token_id: int, vocab_size: int) -> PEagleConfig:
+    """The drafter's config from the run's and the target's (a transformers config). Raises InputError, one sentence."""
+    text, wanted = target_config.get_text_config(), config.drafter
+    heads = wanted.num_attention_heads or text.num_attention_heads
+    shape = PEagleConfig(
+        vocab_size=vocab_size,
+        hidden_size=text.hidden_size,
+        intermediate_size=wanted.intermediate_size or text.intermediate_size,
+        num_hidden_layers=wanted.num_hidden_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=wanted.num_key_value_heads or getattr(text, "num_key_value_heads", None) or heads,
+        mask_token_id=mask_token_id,
+        aux_layer_ids=wanted.aux_layer_ids,
+        num_depths=wanted.num_depths,
+        draft_vocab_size=wanted.draft_vocab_size or vocab_size,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        rms_norm_eps=getattr(text, "rms_norm_eps", 1e-5),
+        max_position_embeddings=text.max_position_embeddings,
+        rope_parameters=_rope_parameters(text),
+        norm_before_residual=wanted.norm_before_residual,
+        norm_before_fc=wanted.norm_before_fc,
+        fc_norm=wanted.fc_norm,
+        qk_norm=wanted.qk_norm,
+        target=config.target,
+    )
+    return shape.replace(aux_layer_ids=shape.aux_layer_ids_for(text.num_hidden_layers))
+
+
+def new_drafter(
+    config: RunConfig, target: PreTrainedModel, mask_token_id: int, documents: Iterable[Document]
+) -> PEagleDrafter:
+    """fp32, on the target's device. documents: the training data, counted when draft_vocab_size is smaller than V."""
+    table, head = embedding(target), target_head(target)
+    shape = drafter_config(config, target.config, mask_token_id, table.shape[0])
+    if table.shape[1] != shape.hidden_size or head.shape[1] != shape.hidden_size:
+        raise InputError(
+            f"the target's embedding is {table.shape[1]} wide and its head {head.shape[1]}, "
+            f"but its hidden size is {shape.hidden_size}; such targets are not supported"
+        )
+    # The same weights whatever else draws random numbers in this process.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(config.seed)
+        drafter = PEagleDrafter(shape)
+    vocab = draft_vocabulary(documents, shape.vocab_size, shape.draft_vocab_size)
+    with torch.no_grad():
+        drafter.embed_tokens.weight.copy_(table)
+        drafter.lm_head.weight.copy_(head[vocab.to(head.device)])
+        drafter.d2t = vocab - torch.arange(len(vocab))
+    drafter.embed_tokens.requires_grad_(config.drafter.train_embedding)
+    drafter.lm_head.requires_grad_(config.drafter.train_lm_head)
+    return drafter.to(head.device)
+
+
+def draft_vocabulary(documents: Iterable[Document], vocab_size: int, draft_vocab_size: int) -> Tensor:
+    """int64[V_d], ascending: the ids the target generated most often (the smaller id first among equals)."""
+    if draft_vocab_size == vocab_size:
+        return torch.arange(vocab_size)
+    counts = torch.zeros(vocab_size, dtype=torch.int64)
+    for document in documents:
+        counts += torch.bincount(document.input_ids[document.loss_mask], minlength=vocab_size)
+    return counts.argsort(descending=True, stable=True)[:draft_vocab_size].sort().values
+
+
+def _rope_parameters(text: Any) -> dict[str, Any]:
+    rope = dict(getattr(text, "rope_parameters", None) or {})
+    # Targets with several kinds of attention keep one dictionary for each; the drafter attends to everything.
+    rope = dict(rope.get("full_attention", rope))
+    rope.setdefault("rope_type", "default")
+    rope.setdefault("rope_theta", getattr(text, "rope_theta", None) or 10000.0)
+    return {key: rope[key] for key in ROPE_KEYS if rope.get(key) is not None}

@@ -1,0 +1,155 @@
+"""The verbs: what `train`, `eval` and `export` do, from a configuration to files.
+
+A run directory holds run.yaml (the resolved configuration), checkpoints/, tensorboard/, head/ (the drafter, as engines
+load it) and metrics.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from peagle_core.checkpoint import load_drafter, save_drafter
+from peagle_core.config_formats import config_from_dict, flat_config_dict
+from peagle_core.drafter import PEagleDrafter
+from peagle_core.errors import InputError
+from trainer.checkpoints import load_checkpoint, load_weights, newest_checkpoint, read_contract
+from trainer.config import ConfigError, RunConfig
+from trainer.data.packing import PackedRow, pack
+from trainer.evaluate import Evaluation, evaluate, prompts_of
+from trainer.loop import new_state, train
+from trainer.material import Material, load_material
+from trainer.new_drafter import new_drafter
+from trainer.progress import Progress
+from trainer.states.in_process import InProcessStates
+
+
+def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
+    """Train, save output_dir/head, measure it. Returns the signal that stopped the run early, else None.
+
+    Raises ConfigError when output_dir holds a run already and `resume` is off.
+    """
+    checkpoints = config.output / "checkpoints"
+    newest = newest_checkpoint(checkpoints)
+    if newest and not resume:
+        raise ConfigError(f"{newest} exists; add --resume to continue it, or choose another output_dir")
+    material = load_material(config)
+    rows = pack(material.train, config.data.row_length)
+    drafter = new_drafter(config, material.target, material.mask_token_id, material.train)
+    states = _states(material, drafter)
+    state = new_state(config, drafter, len(rows))
+    contract = make_contract(config, drafter, rows)
+    if newest:
+        load_checkpoint(newest, state, contract)
+        print(f"resumed at step {state.step} from {newest}")
+    resolved = config.drafter.model_copy(update={"mask_token_id": material.mask_token_id})
+    config.model_copy(update={"drafter": resolved}).save(config.output / "run.yaml")
+    parameters = sum(p.numel() for p in drafter.parameters() if p.requires_grad)
+    print(
+        f"drafter: {drafter.config.num_hidden_layers} layers, K = {drafter.config.num_depths}, "
+        f"{parameters / 1e6:.1f}M trained parameters, mask token {material.mask_token_id}; "
+        f"{len(rows)} rows, {state.total_steps} steps on {config.device}"
+    )
+    progress = Progress(config.output / "tensorboard", state.total_steps, state.step, config.log_every)
+    try:
+        stopped = train(config, state, rows, states, progress, checkpoints, contract)
+    finally:
+        progress.close()
+    if stopped:
+        print(f"{stopped.name}: stopped after step {state.step} of {state.total_steps}; continue with --resume")
+        return stopped
+    save_drafter(drafter, config.output / "head", getattr(torch, config.head_dtype))
+    _evaluate_head(config, material, config.output / "head", config.output / "metrics.json")
+    return None
+
+
+def run_eval(config: RunConfig, head: Path | None = None) -> Evaluation:
+    """Measure a head (default output_dir/head) and write output_dir/eval.json."""
+    head = head or config.output / "head"
+    return _evaluate_head(config, load_material(config), head, config.output / "eval.json")
+
+
+def run_export(config: RunConfig, checkpoint: Path | None = None, destination: Path | None = None) -> Path:
+    """Write the drafter of a training checkpoint (default: the newest) as a head directory. Never overwrites."""
+    checkpoint = checkpoint or newest_checkpoint(config.output / "checkpoints")
+    if checkpoint is None:
+        raise InputError(f"{config.output / 'checkpoints'}: no checkpoint to export")
+    destination = destination or config.output / "head"
+    if destination.exists():
+        raise InputError(f"{destination}: exists already; choose another --to")
+    drafter = PEagleDrafter(config_from_dict(read_contract(checkpoint)["drafter"]))
+    load_weights(checkpoint, drafter)
+    save_drafter(drafter, destination, getattr(torch, config.head_dtype))
+    print(f"{checkpoint} -> {destination}")
+    return destination
+
+
+def make_contract(config: RunConfig, drafter: PEagleDrafter, rows: list[PackedRow]) -> dict[str, Any]:
+    """What a checkpoint's numbers mean: the drafter, the draw of elements, the data and its order."""
+    return {
+        "drafter": flat_config_dict(drafter.config, "float32"),
+        "draft vocabulary": _digest(drafter.d2t),
+        "retention": config.drafter.retention,
+        "retention_min": config.drafter.retention_min,
+        "seed": config.seed,
+        "data": _digest(*(t for row in rows for t in (row.input_ids, row.loss_mask, row.doc_ids))),
+    }
+
+
+def _digest(*tensors: torch.Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _states(material: Material, drafter: PEagleDrafter) -> InProcessStates:
+    return InProcessStates(material.target, drafter.config.aux_layer_ids_for(material.num_target_layers))
+
+
+def _evaluate_head(config: RunConfig, material: Material, head: Path, report: Path) -> Evaluation:
+    """Measure what was saved, not what is in memory: the head's dtype is part of the result."""
+    drafter = load_drafter(head, torch.float32, material.target).to(config.device)
+    if drafter.config.target_hidden_size != _hidden_size(material.target):
+        raise InputError(
+            f"{head}: was made for a target of hidden size {drafter.config.target_hidden_size}, "
+            f"{config.target} has {_hidden_size(material.target)}"
+        )
+    prompts = prompts_of(material.heldout, config.eval.num_prompts, config.eval.prompt_tokens)
+    result = evaluate(
+        config,
+        material.target,
+        drafter,
+        _states(material, drafter),
+        pack(material.heldout, config.data.row_length),
+        [prompt.to(config.device) for prompt in prompts],
+        material.eos_token_id,
+    )
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_text(json.dumps({"head": str(head), "target": config.target, **result.to_dict()}, indent=2) + "\n")
+    _print(result, report)
+    return result
+
+
+def _hidden_size(target: PreTrainedModel) -> int:
+    return target.config.get_text_config().hidden_size
+
+
+def _print(result: Evaluation, report: Path) -> None:
+    if result.loss is not None:
+        by_depth = ", ".join(f"{100 * a:.1f}" for a in result.accuracy_per_depth)
+        print(f"held-out text: loss {result.loss:.3f}, accuracy by depth {by_depth} %")
+        print(f"held-out text: expected acceptance length {result.expected_accept_length:.2f} (teacher-forced)")
+    for a in result.acceptance:
+        positions = ", ".join(f"{100 * p:.0f}" for p in a.accept_per_position)
+        print(
+            f"drafter loop, K = {a.num_draft_tokens}: acceptance length {a.accept_length:.2f} "
+            f"over {a.prompts} prompts, {a.new_tokens} tokens; accepted by position {positions} %"
+        )
+    print(f"written: {report}")

@@ -1,0 +1,37 @@
+"""Which rows the next optimizer step takes: shuffled passes over the data, a function of the seed and the position."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+class RowSampler:
+    """An endless stream of row indices, each pass in an order of its own. `position` is the number of rows taken."""
+
+    def __init__(self, num_rows: int, seed: int, position: int = 0) -> None:
+        self.num_rows = num_rows
+        self.seed = seed
+        self.position = position
+
+    def take(self, count: int) -> list[int]:
+        """The next `count` indices, in [0, num_rows)."""
+        rows = []
+        for position in range(self.position, self.position + count):
+            epoch, place = divmod(position, self.num_rows)
+            rows.append(int(self._order(epoch)[place]))
+        self.position += count
+        return rows
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch = epoch
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._shuffled = torch.randperm(self.num_rows, generator=generator)
+        return self._shuffled
+
+
+def total_steps(num_rows: int, rows_per_step: int, epochs: float, max_steps: int | None) -> int:
+    """Optimizer steps of a run, at least 1."""
+    return max_steps or max(1, math.ceil(epochs * num_rows / rows_per_step))
