@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from peagle_core.attention.base import expand_kv
 from peagle_core.drafter import PEagleDrafter
+from peagle_core.errors import InputError
 from peagle_core.target import run_target
 from peagle_core.verify import verify_chain
 
@@ -89,8 +90,13 @@ def speculate(
     """Generate from one prompt with speculation; the output is the target's own (greedy, or its distribution).
 
     input_ids: int64[n], n >= 1; num_draft_tokens: K >= 1. Stops after max_new_tokens or with the end token. Drafts are
-    the drafter's argmax at any temperature.
+    the drafter's argmax at any temperature. Raises InputError on an empty prompt, on K < 1 and on a target without the
+    drafter's aux layers.
     """
+    if num_draft_tokens < 1:
+        raise InputError(f"num_draft_tokens (K) must be at least 1, found {num_draft_tokens}")
+    if not len(input_ids):
+        raise InputError("the prompt is empty; the drafter needs at least one token")
     aux_ids = drafter.config.aux_layer_ids_for(target.config.get_text_config().num_hidden_layers)
     past, cache, result = DynamicCache(config=target.config), DraftCache(), Speculation()
     none = input_ids.new_empty(0)
@@ -100,23 +106,25 @@ def speculate(
         return output.logits[0], aux[0].to(drafter.fc.weight.dtype)
 
     logits, aux = step_target(input_ids, 1)
+    past.activate_past_recording()  # sliding-window layers keep what `crop` may have to bring back
     bonus = verify_chain(none, logits, temperature, generator=generator)[1]
     result.output_ids.append(bonus)
     tokens = torch.cat([input_ids[1:], input_ids.new_tensor([bonus])])
     seen = 0  # real rows in the drafter's cache
-    while len(result.output_ids) < max_new_tokens and result.output_ids[-1] != eos_token_id:
+    ended = bonus == eos_token_id
+    while len(result.output_ids) < max_new_tokens and not ended:
         drafts = draft_logits(drafter, cache, tokens, aux, num_draft_tokens, seen).argmax(-1)
         drafts = drafter.target_ids(drafts)
         seen += len(tokens)
         logits, aux = step_target(torch.cat([tokens[-1:], drafts]), num_draft_tokens + 1)
         accepted, bonus = verify_chain(drafts, logits, temperature, generator=generator)
-        if accepted < num_draft_tokens:
-            past.crop(accepted - num_draft_tokens)  # negative: drop the rejected rows from the end
+        past.crop(accepted - num_draft_tokens)  # negative: drop the rejected rows from the end
         tokens = torch.cat([drafts[:accepted], drafts.new_tensor([bonus])])
         aux = aux[: accepted + 1]
         result.draft_tokens.append(drafts.tolist())
         result.accept_lengths.append(accepted + 1)
         result.output_ids += tokens.tolist()
+        ended = eos_token_id in tokens.tolist()  # an accepted draft may be the end, too
     return _truncate(result, max_new_tokens, eos_token_id)
 
 
