@@ -20,15 +20,16 @@ class TargetRecipe:
     """Shape and training of the target. window: tokens of one training excerpt (BOS included)."""
 
     hidden_size: int = 128
-    num_layers: int = 12
+    num_layers: int = 8
     intermediate_size: int = 384
     num_heads: int = 4
     num_kv_heads: int = 2
     max_positions: int = 1024
     window: int = 256
     windows_per_step: int = 8
-    steps: int = 600
-    learning_rate: float = 3e-3
+    steps: int = 900
+    matrix_lr: float = 0.02
+    other_lr: float = 4e-3
     seed: int = 0
 
 
@@ -60,7 +61,7 @@ def windows(tokenizer: PreTrainedTokenizerFast, texts: list[str], window: int) -
 
 
 def train_target(data: Tensor, tokenizer: PreTrainedTokenizerFast, recipe: TargetRecipe) -> LlamaForCausalLM:
-    """Next-token training, AdamW, linear decay. data: int64[W, window]."""
+    """Next-token training with linear decay. data: int64[W, window]."""
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -77,18 +78,30 @@ def train_target(data: Tensor, tokenizer: PreTrainedTokenizerFast, recipe: Targe
             tie_word_embeddings=False,
         )
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
-    scheduler = get_scheduler("linear", optimizer, num_warmup_steps=recipe.steps // 20, num_training_steps=recipe.steps)
+    optimizers = _optimizers(model, recipe)
+    schedules = [get_scheduler("linear", o, recipe.steps // 40, recipe.steps) for o in optimizers]
     bar = tqdm(_batches(data, recipe), total=recipe.steps, desc="target", unit="step")
     for batch in bar:
         loss = model(input_ids=batch, labels=batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
         bar.set_postfix(loss=f"{loss.item():.3f}")
     return model.eval()
+
+
+def _optimizers(model: LlamaForCausalLM, recipe: TargetRecipe) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices (it needs about half of AdamW's steps here), AdamW for the rest."""
+    matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
+    taken = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in taken]
+    return [
+        torch.optim.Muon(matrices, lr=recipe.matrix_lr, weight_decay=0.0),
+        torch.optim.AdamW(others, lr=recipe.other_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
 
 
 def _batches(data: Tensor, recipe: TargetRecipe) -> Iterator[Tensor]:

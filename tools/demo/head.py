@@ -1,0 +1,112 @@
+"""The demo's head: the target's own greedy text as data, and the trainer run on it as a user would run it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import GenerationMixin, LlamaForCausalLM
+
+from peagle_core.errors import InputError
+from tools.demo.corpus import load_tokenizer, prompts
+from tools.demo.target import build_target
+from trainer.atomic import new_directory
+from trainer.config import load_config
+from trainer.run import run_train
+
+
+@dataclass(frozen=True)
+class HeadRecipe:
+    """new_tokens: of each generation; settings: overrides of the trainer's configuration."""
+
+    train_prompts: int = 1536
+    heldout_prompts: int = 32
+    new_tokens: int = 128
+    batch_size: int = 64
+    settings: tuple[str, ...] = (
+        "drafter.num_hidden_layers=2",
+        "drafter.num_depths=8",
+        "data.max_length=192",
+        "data.row_length=768",
+        "optim.rows_per_step=4",
+        "optim.epochs=4",
+        "optim.lr=2e-3",
+        "optim.weight_decay=0.01",
+        "checkpoint_every=100",
+        "log_every=5",
+        "head_dtype=float32",
+        "eval.num_draft_tokens=[5]",
+    )
+
+
+def build_head(directory: str | Path, recipe: HeadRecipe = HeadRecipe()) -> Path:
+    """Train and write `directory`/head unless it is there already; returns it. An interrupted training is resumed."""
+    path = Path(directory) / "head"
+    if path.is_dir():
+        return path
+    generations = build_generations(directory, recipe)
+    run_dir = Path(directory) / "head-run"
+    config = load_config(
+        None,
+        [
+            f"target={build_target(directory)}",
+            f"data.train={generations / 'train.jsonl'}",
+            f"data.heldout={generations / 'heldout.jsonl'}",
+            f"output_dir={run_dir}",
+            f"eval.num_prompts={recipe.heldout_prompts}",
+            f"eval.max_new_tokens={recipe.new_tokens}",
+            *recipe.settings,
+        ],
+    )
+    stopped = run_train(config, resume=True)
+    if stopped:
+        raise InputError(f"the head's training was stopped by {stopped.name}; run the same command to continue it")
+    with new_directory(path) as partial:
+        shutil.copytree(run_dir / "head", partial, dirs_exist_ok=True)
+    return path
+
+
+def build_generations(directory: str | Path, recipe: HeadRecipe = HeadRecipe()) -> Path:
+    """Write `directory`/generations/{train,heldout}.jsonl ({"input_ids", "loss_mask"}) unless they are there."""
+    path = Path(directory) / "generations"
+    if path.is_dir():
+        return path
+    target = LlamaForCausalLM.from_pretrained(build_target(directory)).eval()
+    eos = load_tokenizer(directory).eos_token_id
+    with new_directory(path) as partial:
+        for side, count in (("heldout", recipe.heldout_prompts), ("train", recipe.train_prompts)):
+            documents = continue_greedily(target, prompts(directory, side, count), recipe, eos)
+            (partial / f"{side}.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
+    return path
+
+
+@torch.inference_mode()
+def continue_greedily(
+    target: GenerationMixin, starts: list[list[int]], recipe: HeadRecipe, eos_token_id: int
+) -> list[dict[str, list[int]]]:
+    """starts: prompts of one length. Each comes back with its continuation, up to and including the end token."""
+    documents = []
+    bar = tqdm(total=len(starts), desc="generations", unit="prompt")
+    for batch in torch.tensor(starts).split(recipe.batch_size):
+        output = torch.as_tensor(  # type: ignore[misc]
+            target.generate(
+                batch,
+                attention_mask=torch.ones_like(batch),
+                max_new_tokens=recipe.new_tokens,
+                do_sample=False,
+                eos_token_id=eos_token_id,
+                pad_token_id=eos_token_id,
+            )
+        )
+        for row in output.tolist():
+            prompt, answer = row[: batch.shape[1]], row[batch.shape[1] :]
+            if eos_token_id in answer:
+                answer = answer[: answer.index(eos_token_id) + 1]
+            documents.append({"input_ids": prompt + answer, "loss_mask": [0] * len(prompt) + [1] * len(answer)})
+        bar.update(len(batch))
+    bar.close()
+    return documents
