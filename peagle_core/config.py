@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
 from peagle_core.errors import InputError
 
 NUM_AUX_STATES = 3
@@ -65,25 +68,33 @@ class PEagleConfig:
             fill(self, "draft_vocab_size", self.vocab_size)
         if self.target_hidden_size is None:
             fill(self, "target_hidden_size", self.hidden_size)
+        self._validate_sizes()
         if self.head_dim is None:
-            if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+            if self.hidden_size % self.num_attention_heads:
                 raise InputError(
                     f"hidden_size {self.hidden_size} is not a multiple of "
                     f"num_attention_heads {self.num_attention_heads}"
                 )
             fill(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        if self.aux_layer_ids is not None:
+        if isinstance(self.aux_layer_ids, list):
             fill(self, "aux_layer_ids", tuple(self.aux_layer_ids))
         self._validate()
+        self._validate_rope()
 
-    def _validate(self) -> None:
+    def _validate_sizes(self) -> None:
         for name in (
             "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "draft_vocab_size", "target_hidden_size", "head_dim", "max_position_embeddings",
         ):  # fmt: skip
             value = getattr(self, name)
+            if name == "head_dim" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name} must be a positive integer, found {value!r}")
+        if not _is_positive(self.rms_norm_eps):
+            raise InputError(f"rms_norm_eps must be a positive number, found {self.rms_norm_eps!r}")
+
+    def _validate(self) -> None:
         if self.num_depths is not None and (not isinstance(self.num_depths, int) or self.num_depths < 1):
             raise InputError(f"num_depths (K) must be at least 1, found {self.num_depths!r}")
         if not isinstance(self.mask_token_id, int) or not 0 <= self.mask_token_id < self.vocab_size:
@@ -106,10 +117,26 @@ class PEagleConfig:
         ids = self.aux_layer_ids
         if ids is None:
             return
-        if len(ids) != NUM_AUX_STATES or any(not isinstance(i, int) or i < 0 for i in ids):
-            raise InputError(f"aux layer ids must be {NUM_AUX_STATES} layer indices, found {list(ids)}")
+        is_triple = isinstance(ids, tuple) and len(ids) == NUM_AUX_STATES
+        if not is_triple or any(not isinstance(i, int) or i < 0 for i in ids):
+            raise InputError(f"aux layer ids must be {NUM_AUX_STATES} layer indices, found {ids!r}")
         if list(ids) != sorted(set(ids)):
             raise InputError(f"aux layer ids must be distinct and ascending, found {list(ids)}")
+
+    def _validate_rope(self) -> None:
+        rope = self.rope_parameters
+        if not isinstance(rope, dict):
+            raise InputError(f"rope_parameters must be a dictionary, found {rope!r}")
+        kind = rope.get("rope_type")
+        if kind != "default" and kind not in ROPE_INIT_FUNCTIONS:
+            raise InputError(f"rope type {kind!r} is not known; known are default, {', '.join(ROPE_INIT_FUNCTIONS)}")
+        if not _is_positive(rope.get("rope_theta")):
+            raise InputError(f"rope_theta must be a positive number, found {rope.get('rope_theta')!r}")
+        try:
+            # transformers knows what each type needs.
+            LlamaConfig(rope_parameters=dict(rope), max_position_embeddings=self.max_position_embeddings)
+        except KeyError as error:
+            raise InputError(str(error.args[0])) from None
 
     def aux_layer_ids_for(self, num_target_layers: int) -> tuple[int, ...]:
         """The aux ids to read from a target of that depth. Raises InputError when they do not exist in it."""
@@ -141,3 +168,7 @@ class PEagleConfig:
         from peagle_core.config_formats import write_flat_config
 
         write_flat_config(self, Path(directory))
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0

@@ -96,12 +96,9 @@ def _mask_token_id(raw: dict[str, Any]) -> int:
     return found[0]
 
 
-def _aux_layer_ids(raw: dict[str, Any], eagle: dict[str, Any]) -> tuple[int, ...] | None:
+def _aux_layer_ids(raw: dict[str, Any], eagle: dict[str, Any]) -> Any:
     key = "eagle_aux_hidden_state_layer_ids"
-    ids = raw.get(key)
-    if ids is None:
-        ids = eagle.get(key)
-    return None if ids is None else tuple(ids)
+    return eagle.get(key) if raw.get(key) is None else raw[key]
 
 
 def _num_depths(raw: dict[str, Any]) -> int | None:
