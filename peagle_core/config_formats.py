@@ -46,8 +46,8 @@ def read_config(directory: Path) -> PEagleConfig:
 def config_from_dict(raw: dict[str, Any]) -> PEagleConfig:
     """Translate one raw config. Raises InputError when a key is missing or contradicts another."""
     nested = "transformer_layer_config" in raw
-    layer = dict(raw["transformer_layer_config"]) if nested else raw
-    eagle = raw.get("eagle_config") or {}
+    layer = _object(raw, "transformer_layer_config") if nested else raw
+    eagle = _object(raw, "eagle_config")
     heads = _required(layer, "num_attention_heads")
     return PEagleConfig(
         vocab_size=_required(layer, "vocab_size"),
@@ -81,18 +81,26 @@ def _required(raw: dict[str, Any], key: str) -> Any:
     return raw[key]
 
 
+def _object(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    """A nested object; absent or null is empty."""
+    value = raw.get(key) or {}
+    if not isinstance(value, dict):
+        raise InputError(f"key {key!r} must be an object, found {value!r}")
+    return value
+
+
 def _optional(raw: dict[str, Any], key: str) -> Any:
     """The value, or None: PEagleConfig fills it in."""
     return raw.get(key)
 
 
 def _mask_token_id(raw: dict[str, Any]) -> int:
-    candidates = [(raw.get("dflash_config") or {}).get("mask_token_id")] + [raw.get(key) for key in MASK_ID_KEYS]
+    candidates = [_object(raw, "dflash_config").get("mask_token_id"), *(raw.get(key) for key in MASK_ID_KEYS)]
     found = [value for value in candidates if value is not None]
     if not found:
         raise InputError(f"no mask token id: none of {', '.join(MASK_ID_KEYS)} is present")
-    if len(set(found)) > 1:
-        raise InputError(f"the mask token id is given as {sorted(set(found))}; the keys contradict each other")
+    if any(value != found[0] for value in found):
+        raise InputError(f"the mask token id is given as {found}; the keys contradict each other")
     return found[0]
 
 
@@ -104,12 +112,12 @@ def _aux_layer_ids(raw: dict[str, Any], eagle: dict[str, Any]) -> Any:
 def _num_depths(raw: dict[str, Any]) -> int | None:
     if raw.get("num_depths") is not None:
         return raw["num_depths"]
-    proposals = (raw.get("speculators_config") or {}).get("proposal_methods") or []
+    proposals = _object(raw, "speculators_config").get("proposal_methods") or []
     return proposals[0].get("speculative_tokens") if proposals else None
 
 
 def _rope_parameters(layer: dict[str, Any]) -> dict[str, Any]:
-    rope = dict(layer.get("rope_parameters") or layer.get("rope_scaling") or {})
+    rope = dict(_object(layer, "rope_parameters") or _object(layer, "rope_scaling"))
     if "type" in rope:
         rope.setdefault("rope_type", rope.pop("type"))
     rope.setdefault("rope_type", "default")
@@ -118,7 +126,7 @@ def _rope_parameters(layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _target_name(raw: dict[str, Any]) -> str | None:
-    verifier = (raw.get("speculators_config") or {}).get("verifier") or {}
+    verifier = _object(_object(raw, "speculators_config"), "verifier")
     return raw.get("target_name_or_path") or verifier.get("name_or_path")
 
 

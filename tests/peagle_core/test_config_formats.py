@@ -1,0 +1,197 @@
+"""config.json: every spelling that exists gives the same PEagleConfig, and nothing contradictory passes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import tiny_config
+
+from peagle_core.config import PEagleConfig
+from peagle_core.errors import InputError
+
+AUX = "eagle_aux_hidden_state_layer_ids"
+# The minimal flat config that vLLM ran (docs/checkpoint.md), in this project's tiny sizes.
+FLAT: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "vocab_size": 61, "draft_vocab_size": 30,
+    "hidden_size": 24, "target_hidden_size": 20, "intermediate_size": 40, "num_hidden_layers": 2,
+    "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 8, "hidden_act": "silu", "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 256, "rope_theta": 5000.0, "attention_bias": False, "mlp_bias": False,
+    "tie_word_embeddings": False, "norm_before_residual": True, "ptd_token_id": 60,
+    "eagle_config": {"use_aux_hidden_state": True, AUX: [2, 4, 5]},
+}  # fmt: skip
+LAYER_KEYS = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+              "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps",
+              "max_position_embeddings", "rope_theta", "attention_bias")  # fmt: skip
+NESTED: dict[str, Any] = {
+    "architectures": ["PEagleDraftModel"], "speculators_model_type": "peagle", "mask_token_id": 60,
+    "draft_vocab_size": 30, "target_hidden_size": 20, "norm_before_residual": True, AUX: [2, 4, 5],
+    "transformer_layer_config": {key: FLAT[key] for key in LAYER_KEYS},
+    "speculators_config": {
+        "algorithm": "peagle", "default_proposal_method": "greedy",
+        "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": 5}],
+        "verifier": {"name_or_path": "org/target", "architectures": ["LlamaForCausalLM"]},
+    },
+}  # fmt: skip
+EXPECTED = PEagleConfig(
+    vocab_size=61, draft_vocab_size=30, hidden_size=24, target_hidden_size=20, intermediate_size=40,
+    num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1, head_dim=8, rms_norm_eps=1e-6,
+    max_position_embeddings=256, rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+    norm_before_residual=True, mask_token_id=60, aux_layer_ids=(2, 4, 5),
+)  # fmt: skip
+
+
+def write(directory: Path, raw: Any) -> Path:
+    (directory / "config.json").write_text(raw if isinstance(raw, str) else json.dumps(raw))
+    return directory
+
+
+def changed(raw: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A copy with keys set, or removed where the value is None."""
+    return {key: value for key, value in (raw | changes).items() if value is not None}
+
+
+def test_vllms_flat_config(tmp_path):
+    assert PEagleConfig.from_pretrained(write(tmp_path, FLAT)) == EXPECTED
+
+
+def test_speculators_nested_config_says_the_same_and_names_target_and_k(tmp_path):
+    expected = EXPECTED.replace(num_depths=5, target="org/target")
+    assert PEagleConfig.from_pretrained(write(tmp_path, NESTED)) == expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "changes"),
+    [
+        (changed(FLAT, ptd_token_id=None, mask_token_id=60), {}),
+        (changed(FLAT, ptd_token_id=None, pard_token=60), {}),
+        (changed(FLAT, ptd_token_id=None, dflash_config={"mask_token_id": 60}), {}),
+        (changed(FLAT, pard_token=60, mask_token_id=60), {}),
+        (changed(FLAT, eagle_config=None, **{AUX: [1, 3, 6]}), {"aux_layer_ids": (1, 3, 6)}),
+        # At the top level it wins over the nested one, as in vLLM.
+        (changed(FLAT, **{AUX: [1, 3, 6]}), {"aux_layer_ids": (1, 3, 6)}),
+        (changed(FLAT, eagle_config=None), {"aux_layer_ids": None}),
+        (changed(FLAT, rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 5000.0}), {}),
+        (changed(FLAT, rope_theta=None, rope_parameters={"rope_theta": 5000.0}), {}),
+        (
+            changed(FLAT, rope_scaling={"type": "linear", "factor": 2.0}),
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}},
+        ),
+        (changed(FLAT, rope_theta=None), {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
+        (changed(FLAT, norm_before_fc=True), {"norm_before_fc": True}),
+        (changed(FLAT, eagle_config={AUX: [2, 4, 5], "norm_before_fc": True}), {"norm_before_fc": True}),
+        (changed(FLAT, eagle_config={AUX: [2, 4, 5], "fc_norm": True}), {"fc_norm": True}),
+        (changed(FLAT, norm_before_residual=None), {"norm_before_residual": False}),
+        (changed(FLAT, attention_bias=True), {"attention_bias": True}),
+        (changed(FLAT, model_type="qwen3"), {"qk_norm": True}),
+        (changed(FLAT, qk_norm=True), {"qk_norm": True}),
+        (changed(FLAT, draft_vocab_size=None, target_hidden_size=None, head_dim=None),
+         {"draft_vocab_size": 61, "target_hidden_size": 24}),
+        (changed(FLAT, num_key_value_heads=None), {"num_key_value_heads": 3}),
+        (changed(FLAT, num_depths=7), {"num_depths": 7}),
+        (changed(FLAT, architectures=["LlamaForCausalLM"]), {}),
+    ],
+)  # fmt: skip
+def test_spellings(tmp_path, raw, changes):
+    assert PEagleConfig.from_pretrained(write(tmp_path, raw)) == EXPECTED.replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ("{ not json", "not valid JSON"),
+        ("[1, 2]", "a JSON object was expected"),
+        (changed(FLAT, ptd_token_id=None), "no mask token id: none of mask_token_id, pard_token, ptd_token_id"),
+        (changed(FLAT, mask_token_id=59), r"given as \[59, 60\]; the keys contradict each other"),
+        (changed(FLAT, mask_token_id=[59]), "contradict each other"),
+        (changed(FLAT, ptd_token_id=61), r"mask token id 61 is outside the vocabulary \(0..60\)"),
+        (changed(FLAT, ptd_token_id=-1), "mask token id -1 is outside"),
+        *((changed(FLAT, **{key: None}), f"key '{key}' is missing") for key in
+          ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")),
+        (changed(NESTED, transformer_layer_config={}), "key 'num_attention_heads' is missing"),
+        (changed(NESTED, transformer_layer_config="llama"), "transformer_layer_config. must be an object"),
+        (changed(FLAT, eagle_config=[2, 4, 5]), "eagle_config. must be an object"),
+        (changed(FLAT, eagle_config={AUX: 5}), "aux layer ids must be 3"),
+        (changed(FLAT, eagle_config={AUX: [5, 2, 4]}), "distinct and ascending"),
+        (changed(FLAT, hidden_size="24"), "hidden_size must be a positive integer"),
+        (changed(FLAT, rope_parameters="llama3"), "rope_parameters. must be an object"),
+        (changed(FLAT, hidden_act="relu"), "hidden_act 'relu'"),
+        (changed(FLAT, num_depths=0), r"num_depths \(K\)"),
+    ],
+)  # fmt: skip
+def test_refusals_name_the_file_in_one_sentence(tmp_path, raw, message):
+    with pytest.raises(InputError, match=message) as error:
+        PEagleConfig.from_pretrained(write(tmp_path, raw))
+    assert str(tmp_path / "config.json") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_directory_without_config_or_no_directory(tmp_path):
+    with pytest.raises(InputError, match=r"config\.json: not found"):
+        PEagleConfig.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match="no such directory"):
+        PEagleConfig.from_pretrained(tmp_path / "absent")
+
+
+def test_what_we_write_is_what_vllm_and_sglang_read(tmp_path):
+    EXPECTED.save_pretrained(tmp_path / "new")
+    raw = json.loads((tmp_path / "new" / "config.json").read_text())
+    for key, value in changed(FLAT, eagle_config=None).items():
+        assert raw[key] == value, key
+    assert raw["eagle_config"] == FLAT["eagle_config"]
+    assert raw["mask_token_id"] == 60
+
+
+@st.composite
+def configs(draw) -> PEagleConfig:
+    """Any valid config of small size."""
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    vocab = draw(st.integers(4, 40))
+    norm = draw(st.sampled_from(["none", "norm_before_fc", "fc_norm"]))
+    layers = draw(st.lists(st.integers(0, 40), min_size=3, max_size=3, unique=True).map(sorted))
+    rope = draw(st.sampled_from([
+        {"rope_type": "default", "rope_theta": 10000.0},
+        {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
+        {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+         "original_max_position_embeddings": 64},
+        {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64},
+    ]))  # fmt: skip
+    return PEagleConfig(
+        vocab_size=vocab,
+        draft_vocab_size=draw(st.integers(1, vocab)),
+        hidden_size=draw(st.sampled_from([6, 8, 12])),
+        target_hidden_size=draw(st.sampled_from([4, 6, 10])),
+        intermediate_size=draw(st.integers(1, 12)),
+        num_hidden_layers=draw(st.integers(1, 3)),
+        num_attention_heads=kv_heads * group,
+        num_key_value_heads=kv_heads,
+        head_dim=draw(st.sampled_from([2, 4, 6])),
+        mask_token_id=draw(st.integers(0, vocab - 1)),
+        aux_layer_ids=draw(st.sampled_from([None, tuple(layers)])),
+        num_depths=draw(st.none() | st.integers(1, 12)),
+        rms_norm_eps=draw(st.sampled_from([1e-5, 1e-6])),
+        max_position_embeddings=draw(st.sampled_from([64, 4096])),
+        rope_parameters=rope,
+        attention_bias=draw(st.booleans()),
+        norm_before_residual=draw(st.booleans()),
+        qk_norm=draw(st.booleans()),
+        target=draw(st.none() | st.just("org/target")),
+        **({} if norm == "none" else {norm: True}),
+    )
+
+
+@given(configs())
+def test_every_config_survives_its_file(tmp_path_factory, config):
+    directory = tmp_path_factory.mktemp("config")
+    config.save_pretrained(directory)
+    assert PEagleConfig.from_pretrained(directory) == config
+
+
+def test_a_config_without_target_or_depths_writes_nulls_that_read_back(tmp_path):
+    config = tiny_config(num_depths=None, aux_layer_ids=None)
+    config.save_pretrained(tmp_path)
+    assert PEagleConfig.from_pretrained(tmp_path) == config
