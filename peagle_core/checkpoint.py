@@ -45,7 +45,10 @@ def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint, sharded or not. Raises InputError where there are none."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        return sorted({directory / name for name in json.loads(index.read_text())["weight_map"].values()})
+        try:
+            return sorted({directory / name for name in json.loads(index.read_text())["weight_map"].values()})
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise InputError(f"{index}: no shard index with a 'weight_map' from tensors to files") from None
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         pickles = [p.name for p in directory.glob("*.bin")] + [p.name for p in directory.glob("*.pt")]
@@ -59,36 +62,41 @@ def read_tensors(directory: str | Path, config: PEagleConfig) -> dict[str, Tenso
 
     Raises InputError, also for an unreadable file.
     """
-    return collect_tensors(_stored_tensors(Path(directory)), config, directory)
+    return _collect(_stored_tensors(Path(directory)), config, directory)
 
 
-def _stored_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
+def _stored_tensors(directory: Path) -> Iterator[tuple[Path, str, Tensor]]:
     for path in weight_files(directory):
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118, safe_open is no mapping
-                    yield name, file.get_tensor(name)
+                    yield path, name, file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: unreadable safetensors file ({error})") from None
 
 
-def collect_tensors(
-    named: Iterable[tuple[str, Tensor]], config: PEagleConfig, where: str | Path
-) -> dict[str, Tensor]:
+def collect_tensors(named: Iterable[tuple[str, Tensor]], config: PEagleConfig, where: str | Path) -> dict[str, Tensor]:
     """Checked drafter tensors by bare name. `embed_tokens.weight` and `lm_head.weight` may be absent (shared with the
     target), `d2t` only when the vocabularies are equal. where: the checkpoint, for messages.
 
     Raises InputError for a missing, unknown, misshapen, duplicate or non-finite tensor.
     """
+    return _collect(((where, name, tensor) for name, tensor in named), config, where)
+
+
+def _collect(
+    stored: Iterable[tuple[str | Path, str, Tensor]], config: PEagleConfig, where: str | Path
+) -> dict[str, Tensor]:
+    """stored: (file, name, tensor), so that messages name the file of a sharded checkpoint."""
     expected = expected_shapes(config)
     tensors: dict[str, Tensor] = {}
-    for name, tensor in named:
+    for file, name, tensor in stored:
         bare = bare_name(name)
         if bare in IGNORED or _is_idle_copy(bare, expected):
             continue
         if bare in tensors:
-            raise InputError(f"{where}: tensor {name!r} is there twice")
-        tensors[bare] = _check(where, name, tensor, expected.get(bare))
+            raise InputError(f"{file}: tensor {name!r} is there twice")
+        tensors[bare] = _check(file, name, tensor, expected.get(bare))
     optional = set(SHARED) | ({"d2t"} if config.draft_vocab_size == config.vocab_size else set())
     missing = sorted(set(expected) - set(tensors) - optional)
     if missing:
@@ -125,6 +133,8 @@ def _check_d2t(where: str | Path, d2t: Tensor | None, config: PEagleConfig) -> N
     if d2t is None:
         return
     ids = torch.arange(len(d2t)) + d2t
+    if config.draft_vocab_size == config.vocab_size and d2t.any():
+        raise InputError(f"{where}: 'd2t' permutes a draft vocabulary that is as large as the target's")
     if ids.min() < 0 or ids.max() >= config.vocab_size or len(ids.unique()) != len(ids):
         raise InputError(f"{where}: 'd2t' is no one-to-one map into the target vocabulary of {config.vocab_size}")
 
@@ -148,10 +158,10 @@ def load_drafter(
             raise InputError(f"{directory}: has no {name!r} and the target's has shape {tuple(tensors[name].shape)}")
     dtype = dtype or tensors["fc.weight"].dtype
     drafter = PEagleDrafter(config)
-    drafter.load_state_dict({"d2t": drafter.d2t, **tensors})
     # Only parameters: the rotary tables stay in float32.
     for parameter in drafter.parameters():
         parameter.data = parameter.data.to(dtype)
+    drafter.load_state_dict({"d2t": drafter.d2t, **tensors})
     return drafter
 
 

@@ -69,12 +69,12 @@ class PEagleConfig:
         if self.target_hidden_size is None:
             fill(self, "target_hidden_size", self.hidden_size)
         self._validate_sizes()
+        # transformers' LlamaConfig, which every engine reads config.json with, demands it whatever head_dim is.
+        if self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
         if self.head_dim is None:
-            if self.hidden_size % self.num_attention_heads:
-                raise InputError(
-                    f"hidden_size {self.hidden_size} is not a multiple of "
-                    f"num_attention_heads {self.num_attention_heads}"
-                )
             fill(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if isinstance(self.aux_layer_ids, list):
             fill(self, "aux_layer_ids", tuple(self.aux_layer_ids))

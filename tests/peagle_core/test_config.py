@@ -24,6 +24,7 @@ from peagle_core.errors import InputError
         ({"num_attention_heads": "3"}, "num_attention_heads must be a positive integer"),
         ({"num_key_value_heads": 2}, "num_attention_heads 3 is not a multiple of num_key_value_heads 2"),
         ({"num_attention_heads": 5}, "hidden_size 24 is not a multiple of num_attention_heads 5"),
+        ({"num_attention_heads": 5, "head_dim": 8}, "hidden_size 24 is not a multiple of num_attention_heads 5"),
         ({"head_dim": 7}, "head_dim must be even"),
         ({"draft_vocab_size": 62}, "draft_vocab_size 62 exceeds vocab_size 61"),
         ({"draft_vocab_size": 0}, "draft_vocab_size must be a positive integer"),
@@ -45,7 +46,10 @@ from peagle_core.errors import InputError
         ({"rms_norm_eps": "1e-5"}, "rms_norm_eps must be a positive number, found '1e-5'"),
         ({"rms_norm_eps": 0}, "rms_norm_eps must be a positive number"),
         ({"rope_parameters": {"rope_type": "spiral", "rope_theta": 1e4}}, "rope type 'spiral' is not known"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "Missing required keys in `rope_parameters` .*llama3"),
+        (
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}},
+            "Missing required keys in `rope_parameters` .*llama3",
+        ),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": -1.0}}, "rope_theta must be a positive number"),
         ({"rope_parameters": "llama3"}, "rope_parameters must be a dictionary"),
     ],
@@ -61,7 +65,7 @@ def test_what_is_left_out_is_filled_in():
     assert (config.draft_vocab_size, config.target_hidden_size, config.head_dim) == (61, 24, 8)
     assert config.fused_size == 72
     assert tiny_config(target_hidden_size=10).fused_size == 30
-    assert tiny_config(head_dim=10, num_attention_heads=5, num_key_value_heads=5).head_dim == 10
+    assert tiny_config(head_dim=10, num_attention_heads=6, num_key_value_heads=2).head_dim == 10
 
 
 def test_a_config_is_frozen_and_replace_validates_again():

@@ -163,7 +163,7 @@ def configs(draw) -> PEagleConfig:
     return PEagleConfig(
         vocab_size=vocab,
         draft_vocab_size=draw(st.integers(1, vocab)),
-        hidden_size=draw(st.sampled_from([6, 8, 12])),
+        hidden_size=kv_heads * group * draw(st.integers(1, 4)),
         target_hidden_size=draw(st.sampled_from([4, 6, 10])),
         intermediate_size=draw(st.integers(1, 12)),
         num_hidden_layers=draw(st.integers(1, 3)),
