@@ -1,4 +1,4 @@
-"""What is read from a target: the meaning of an aux layer id, the final state, and heads that need more than a matrix."""
+"""What is read from a target: what an aux layer id means, the final state, heads that need more than a matrix."""
 
 from __future__ import annotations
 
