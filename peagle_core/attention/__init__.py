@@ -18,11 +18,15 @@ BACKENDS: dict[str, type[ElementAttention]] = {"dense": DenseAttention, "sdpa": 
 __all__ = ["BACKENDS", "ElementAttention", "make_attention"]
 
 
-def make_attention(elements: Elements, doc_ids: Tensor, backend: str = "sdpa") -> ElementAttention:
+def make_attention(
+    elements: Elements, doc_ids: Tensor, backend: str = "sdpa", slots: Tensor | None = None
+) -> ElementAttention:
     """The attention of one layout: call it with q [N,h,D], k and v [N,hk,D] in the order of `elements`.
 
-    elements must be anchor-major (`elements.order("anchor")`). Raises InputError on an unknown backend.
+    elements must be anchor-major (`elements.order("anchor")`). slots: int64[C], ascending, when the context keys come
+    from elsewhere: each call then brings them along as `context=(k [C,hk,D], v [C,hk,D])`. Raises InputError on an
+    unknown backend.
     """
     if backend not in BACKENDS:
         raise InputError(f"unknown attention backend {backend!r}; choose from {', '.join(BACKENDS)}")
-    return BACKENDS[backend](elements, doc_ids)
+    return BACKENDS[backend](elements, doc_ids, slots=slots)

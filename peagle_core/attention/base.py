@@ -6,19 +6,38 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from peagle_core.attention.layout import Layout, make_layout
 from peagle_core.elements import Elements
 
 
 class ElementAttention(ABC):
-    """Attention under the P-EAGLE mask rule for one anchor-major layout of N elements."""
+    """Attention under the P-EAGLE mask rule for one anchor-major layout of N elements.
 
-    def __init__(self, elements: Elements, doc_ids: Tensor) -> None:
+    slots: None when the elements' own depth-0 rows are the context. Otherwise int64[C], the slots whose depth-0 keys
+    and values each call brings along (streaming): the elements are then chains, all at depth >= 1.
+    """
+
+    def __init__(self, elements: Elements, doc_ids: Tensor, *, slots: Tensor | None = None) -> None:
         self.elements = elements
         self.doc_ids = doc_ids
+        self.slots = slots
+        self.layout: Layout = make_layout(elements, doc_ids, slots)
 
     @abstractmethod
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q: [N, heads, D]; k, v: [N, kv_heads, D], rotary embedding applied -> [N, heads, D]."""
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """q: [N, heads, D]; k, v: [N, kv_heads, D], rotary embedding applied -> [N, heads, D].
+
+        context: keys and values [C, kv_heads, D] of `slots`, when those were given.
+        """
+
+    def context_of(self, k: Tensor, v: Tensor, context: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """The context keys and values: those brought along, or the depth-0 rows of k and v."""
+        if (context is None) != (self.slots is None):
+            raise ValueError("context keys come with a call exactly when the layout was made with `slots`")
+        if context is not None:
+            return context
+        rows = self.layout.context_rows
+        return k[rows], v[rows]
 
 
 def expand_kv(x: Tensor, num_heads: int) -> Tensor:

@@ -1,7 +1,8 @@
-"""The reference backend: one dense N x N mask. Readable, quadratic in N."""
+"""The reference backend: one dense mask, N x N (or N x (C + N) with a context from elsewhere). Quadratic in N."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,11 +12,19 @@ from peagle_core.mask import dense_mask
 
 
 class DenseAttention(ElementAttention):
-    def __init__(self, elements: Elements, doc_ids: Tensor) -> None:
-        super().__init__(elements, doc_ids)
+    def __init__(self, elements: Elements, doc_ids: Tensor, *, slots: Tensor | None = None) -> None:
+        super().__init__(elements, doc_ids, slots=slots)
         self.mask = dense_mask(elements, doc_ids)
+        if slots is not None:
+            everything = Elements(
+                torch.cat([slots, elements.anchor]), torch.cat([torch.zeros_like(slots), elements.depth])
+            )
+            self.mask = dense_mask(everything, doc_ids)[len(slots) :]
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        if self.slots is not None:
+            k_context, v_context = self.context_of(k, v, context)
+            k, v = torch.cat([k_context.to(k.dtype), k]), torch.cat([v_context.to(v.dtype), v])
         k, v = expand_kv(k, q.shape[1]), expand_kv(v, q.shape[1])
-        q, k, v = (x.transpose(0, 1) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).transpose(0, 1)
+        rows_first = (x.transpose(0, 1) for x in (q, k, v))
+        return F.scaled_dot_product_attention(*rows_first, attn_mask=self.mask).transpose(0, 1)

@@ -1,0 +1,78 @@
+"""Sequence partitioning inside a sequence: which segment of the sequence charges which element (paper sec. 3.2, Alg. 1).
+
+A chain never straddles two segments, so a segment needs nothing but its own elements and the depth-0 rows before its
+end, and the gradients of the segments add up to those of the whole. Boundaries are integers, chosen once:
+B_s = ceil(s * L / S), which makes the printed algorithm and the closed form equal for every L and S.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from peagle_core.elements import Elements
+from peagle_core.errors import InputError
+
+
+def segment_bounds(length: int, num_segments: int) -> Tensor:
+    """int64[S+1]: B_s = ceil(s * length / S). Raises InputError unless S >= 1."""
+    if num_segments < 1:
+        raise InputError(f"num_segments must be at least 1, found {num_segments}")
+    return -(-torch.arange(num_segments + 1) * length).div(num_segments, rounding_mode="floor")
+
+
+def balanced_bounds(elements: Elements, length: int, num_segments: int) -> Tensor:
+    """int64[S+1]: boundaries that give every segment about the same number of elements, whatever the positions.
+
+    B_s is the first position at which at least s/S of the elements come before it. Raises InputError unless S >= 1.
+    """
+    if num_segments < 1:
+        raise InputError(f"num_segments must be at least 1, found {num_segments}")
+    before = torch.bincount(_bucket(elements).cpu(), minlength=length).cumsum(0)
+    wanted = segment_bounds(len(elements), num_segments)
+    bounds = torch.searchsorted(before, wanted) + 1
+    bounds[0], bounds[-1] = 0, length
+    return bounds.clamp(max=length)
+
+
+def _bucket(elements: Elements) -> Tensor:
+    """int64[N]: the position that decides: a at depth 0, else a + 1, where the chain's depth-1 element stands."""
+    return elements.anchor + (elements.depth > 0).long()
+
+
+def assign_segments(elements: Elements, length: int, num_segments: int, balanced: bool = False) -> Tensor:
+    """int64[N]: the segment (0..S-1) that charges each element, in closed form.
+
+    length: number of positions L of the (packed) row; all elements stand before it (ValueError otherwise). Evenly cut,
+    the segment is floor(bucket * S / L); `balanced` cuts by element count instead. Any order of elements.
+    """
+    if len(elements) and int(elements.position.max()) >= length:
+        raise ValueError(f"an element stands at position {int(elements.position.max())}, beyond length {length}")
+    if not balanced:
+        segment_bounds(length, num_segments)  # refuses a bad S
+        return _bucket(elements) * num_segments // max(length, 1)
+    bounds = balanced_bounds(elements, length, num_segments).to(elements.anchor.device)
+    return torch.searchsorted(bounds[1:-1].contiguous(), _bucket(elements), right=True)
+
+
+def assign_by_phases(elements: Elements, bounds: Tensor) -> Tensor:
+    """int64[N]: phases 1 and 2 of Algorithm 1 as printed: the reference for `assign_segments`.
+
+    Depths 0 and 1 go by index, a deeper element to the segment of its parent, position p-1 at depth d-1. bounds:
+    int64[S+1]. Raises KeyError where a parent is missing.
+    """
+    num_segments = len(bounds) - 1
+    segment: dict[tuple[int, int], int] = {}  # by (depth, position)
+    rows = sorted(zip(elements.depth.tolist(), elements.position.tolist(), strict=True))
+    for depth, position in rows:
+        if depth <= 1:
+            segment[depth, position] = max(s for s in range(num_segments) if bounds[s] <= position)
+        else:
+            segment[depth, position] = segment[depth - 1, position - 1]
+    table = zip(elements.depth.tolist(), elements.position.tolist(), strict=True)
+    return torch.tensor([segment[row] for row in table], dtype=torch.int64)
+
+
+def visible_context(positions: Tensor, bounds: Tensor) -> list[Tensor]:
+    """Phase 3 of Algorithm 1: for every segment s the depth-0 positions before B_{s+1}. positions: int64[C]."""
+    return [positions[positions < end] for end in bounds[1:]]
