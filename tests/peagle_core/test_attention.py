@@ -87,9 +87,7 @@ def test_a_chunk_never_costs_more_than_its_own_document(chunk_rows):
     assert sum(rows) == len(elements)
     assert max(rows) <= max(chunk_rows, 4), "a chunk is at most chunk_rows or one chain"
     for chunk in attention.chunks:
-        context = chunk.context_stop - chunk.context_start
-        assert chunk.mask.shape == (chunk.stop - chunk.start, context + chunk.stop - chunk.start)
-        assert context <= 39, "at most the slots of one document"
+        assert chunk.context_stop - chunk.context_start <= 39, "at most the slots of one document"
 
 
 @pytest.mark.parametrize("backend", ["dense", "sdpa"])
