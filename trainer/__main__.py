@@ -16,15 +16,16 @@ import sys
 from pathlib import Path
 
 from peagle_core.errors import InputError
-from trainer.config import ConfigError, RunConfig, load_config
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 1 (failed), 2 (wrong configuration), 128 + the signal that stopped a run after its checkpoint."""
     options = _parser().parse_args(arguments)
+    # Imported late, for torch takes seconds to load and --help should not.
+    from trainer.config import ConfigError
+
     try:
-        config = load_config(options.config, options.overrides)
-        return _run(config, options)
+        return _run(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
@@ -33,8 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-def _run(config: RunConfig, options: argparse.Namespace) -> int:
-    # Imported late: --help and a wrong configuration should not wait for the models' libraries.
+def _run(options: argparse.Namespace) -> int:
+    from trainer.config import load_config
+
+    config = load_config(options.config, options.overrides)
     from trainer import run
 
     if options.verb == "train":

@@ -6,10 +6,11 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import GenerationMixin, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from peagle_core.errors import InputError
 from tools.demo.corpus import load_tokenizer, prompts
@@ -86,21 +87,19 @@ def build_generations(directory: str | Path, recipe: HeadRecipe = HeadRecipe()) 
 
 @torch.inference_mode()
 def continue_greedily(
-    target: GenerationMixin, starts: list[list[int]], recipe: HeadRecipe, eos_token_id: int
+    target: LlamaForCausalLM, starts: list[list[int]], recipe: HeadRecipe, eos_token_id: int
 ) -> list[dict[str, list[int]]]:
     """starts: prompts of one length. Each comes back with its continuation, up to and including the end token."""
     documents = []
     bar = tqdm(total=len(starts), desc="generations", unit="prompt")
     for batch in torch.tensor(starts).split(recipe.batch_size):
-        output = torch.as_tensor(  # type: ignore[misc]
-            target.generate(
-                batch,
-                attention_mask=torch.ones_like(batch),
-                max_new_tokens=recipe.new_tokens,
-                do_sample=False,
-                eos_token_id=eos_token_id,
-                pad_token_id=eos_token_id,
-            )
+        output: Any = target.generate(  # type: ignore[misc]
+            batch,
+            attention_mask=torch.ones_like(batch),
+            max_new_tokens=recipe.new_tokens,
+            do_sample=False,
+            eos_token_id=eos_token_id,
+            pad_token_id=eos_token_id,
         )
         for row in output.tolist():
             prompt, answer = row[: batch.shape[1]], row[batch.shape[1] :]

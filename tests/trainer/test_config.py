@@ -1,0 +1,88 @@
+"""The configuration: files, overrides, and every refusal in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer.config import ConfigError, load_config
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> list[str]:
+    text = tmp_path / "text.txt"
+    text.write_text("hello")
+    return ["target=some/model", f"data.train={text}", "device=cpu"]
+
+
+def test_target_and_data_are_enough(base):
+    config = load_config(None, base)
+    assert config.output == Path("runs/model-peagle")
+    assert (config.drafter.num_hidden_layers, config.drafter.num_depths, config.drafter.retention) == (4, 8, 0.8)
+
+
+def test_overrides_win_over_the_file(base, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("optim: {lr: 0.5, epochs: 3}\nseed: 7\n")
+    config = load_config(path, [*base, "optim.lr=1e-4"])
+    assert (config.optim.lr, config.optim.epochs, config.seed) == (1e-4, 3, 7)
+
+
+def test_saved_configuration_loads_as_the_same(base, tmp_path):
+    config = load_config(None, [*base, "loss.depth_weights=[1,1,1,0.5]", "drafter.num_depths=4"])
+    config.save(tmp_path / "run.yaml")
+    assert load_config(tmp_path / "run.yaml", []) == config
+
+
+def test_the_example_is_a_valid_configuration(base):
+    assert load_config(Path("trainer/configs/example.yaml"), base).target == "some/model"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("optim.learning_rate=1", "unknown key 'optim.learning_rate'"),
+        ("drafter.retenton=1", "did you mean 'retention'"),
+        ("optim.lr=-1", "optim.lr"),
+        ("optim.lr=fast", "optim.lr"),
+        ("drafter.num_depths=0", "num_depths"),
+        ("drafter.retention=7", "retention"),
+        ("drafter.retention_min=0.9", "retention_min"),
+        ("data.max_length=9999", "data.max_length 9999 exceeds data.row_length"),
+        ("data.train=/nowhere.jsonl", "no such file: /nowhere.jsonl"),
+        ("data.train=setup.cfg", "no such file"),
+        ("mode=quick", "'quick' is not one of flat"),
+        ("attention=flash", "'flash' is not one of"),
+        ("algorithm=medusa", "algorithm"),
+        ("precision=fp8", "precision"),
+        ("device=abacus", "device"),
+        ("loss.depth_weights=[1,2]", "2 values for 8 depths"),
+        ("eval.num_draft_tokens=[0]", "at least 1"),
+        ("optim=3", "optim"),
+        ("optim.lr", "not of the form key=value"),
+        ("seed.x=[1", "not valid YAML"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_that_names_it(base, override, says):
+    with pytest.raises(ConfigError) as error:
+        load_config(None, [*base, override])
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_keys_are_named():
+    with pytest.raises(ConfigError, match="'target' is missing"):
+        load_config(None, [])
+    with pytest.raises(ConfigError, match=r"'data.train' is missing"):
+        load_config(None, ["target=x"])
+
+
+@pytest.mark.parametrize("content", ["a: [1", "- 1\n- 2\n"])
+def test_a_file_that_is_no_mapping_is_refused(base, tmp_path, content):
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"run\.yaml"):
+        load_config(path, base)
+    with pytest.raises(ConfigError, match=r"gone\.yaml"):
+        load_config(tmp_path / "gone.yaml", base)

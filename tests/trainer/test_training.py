@@ -1,0 +1,272 @@
+"""The loop and its checkpoints: it learns, resume is bit-exact, and what must not be resumed is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from peagle_core.checkpoint import load_drafter
+from peagle_core.errors import InputError
+from peagle_core.generate import speculate
+from peagle_core.training import loss_and_backward
+from trainer import loop
+from trainer.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from trainer.config import ConfigError, RunConfig
+from trainer.data.packing import pack
+from trainer.evaluate import measure_acceptance, prompts_of
+from trainer.loop import new_state, train_step
+from trainer.material import load_material
+from trainer.new_drafter import new_drafter
+from trainer.run import make_contract, run_eval, run_export, run_train
+from trainer.sampler import RowSampler, total_steps
+from trainer.states.in_process import InProcessStates
+
+
+def changed(config: RunConfig, section: str | None = None, **values) -> RunConfig:
+    if section:
+        values = {section: getattr(config, section).model_copy(update=values)}
+    return config.model_copy(update=values)
+
+
+def build(config: RunConfig):
+    """(state, rows, states, contract) as `run_train` makes them."""
+    material = load_material(config)
+    rows = pack(material.train, config.data.row_length)
+    drafter = new_drafter(config, material.target, material.mask_token_id, material.train)
+    states = InProcessStates(material.target, drafter.config.aux_layer_ids)
+    return new_state(config, drafter, len(rows)), rows, states, make_contract(config, drafter, rows)
+
+
+def assert_same_weights(a, b):
+    for (name, x), (_, y) in zip(a.named_parameters(), b.named_parameters(), strict=True):
+        assert torch.equal(x, y), name
+
+
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(run_config, tmp_path):
+    straight, rows, states, contract = build(run_config)
+    for _ in range(6):
+        train_step(run_config, straight, rows, states)
+    first, rows, states, contract = build(run_config)
+    for _ in range(3):
+        train_step(run_config, first, rows, states)
+    save_checkpoint(tmp_path / "c", first, contract)
+    torch.manual_seed(123)  # a new process starts with another random state
+    second, rows, states, contract = build(run_config)
+    load_checkpoint(newest_checkpoint(tmp_path / "c"), second, contract)
+    for _ in range(3):
+        train_step(run_config, second, rows, states)
+    assert_same_weights(straight.drafter, second.drafter)
+    assert straight.sampler.position == second.sampler.position
+    assert straight.scheduler.get_last_lr() == second.scheduler.get_last_lr()
+    for p, q in zip(straight.drafter.parameters(), second.drafter.parameters(), strict=True):
+        for key, value in straight.optimizer.state[p].items():
+            assert torch.equal(value, second.optimizer.state[q][key])
+
+
+def test_a_run_that_is_signalled_saves_stops_and_resumes_to_the_same_head(run_config, tmp_path, monkeypatch):
+    run_train(run_config)
+    interrupted = changed(run_config, output_dir=tmp_path / "other")
+    step = loop.train_step
+
+    def step_and_signal(config, state, *rest):
+        result = step(config, state, *rest)
+        if state.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(loop, "train_step", step_and_signal)
+    assert run_train(interrupted) == signal.SIGTERM
+    assert newest_checkpoint(interrupted.output / "checkpoints").name == "step-00000003"
+    assert not (interrupted.output / "head").exists()
+    monkeypatch.setattr(loop, "train_step", step)
+    assert run_train(interrupted, resume=True) is None
+    assert_same_weights(load_drafter(run_config.output / "head"), load_drafter(interrupted.output / "head"))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"num_depths": 4}, "num_depths = 3, this run says 4"),
+        ({"retention": 0.5}, "retention = 0.8"),
+        ({"retention_min": 0.1}, "retention_min = 0.0"),
+        ({"num_hidden_layers": 2}, "num_hidden_layers = 1"),
+        ({"mask_token_id": 2}, "this run says 2"),
+        ({"draft_vocab_size": 100}, "draft"),
+    ],
+)
+def test_resume_refuses_another_meaning(run_config, tmp_path, monkeypatch, change, named):
+    state, _, _, contract = build(run_config)
+    path = save_checkpoint(tmp_path / "c", state, contract)
+    # The mask id itself is checked elsewhere; here any other one will do.
+    monkeypatch.setattr("trainer.material.resolve_mask_token_id", lambda wanted, *_: wanted or 4)
+    other, _, _, contract = build(changed(run_config, "drafter", **change))
+    with pytest.raises(InputError) as error:
+        load_checkpoint(path, other, contract)
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_resume_refuses_other_data(run_config, tmp_path):
+    state, rows, _, contract = build(run_config)
+    path = save_checkpoint(tmp_path / "c", state, contract)
+    with pytest.raises(InputError, match="data = "):
+        load_checkpoint(path, state, make_contract(run_config, state.drafter, rows[1:]))
+
+
+def test_a_half_written_checkpoint_is_never_the_newest(run_config, tmp_path, monkeypatch):
+    state, rows, states, contract = build(run_config)
+    good = save_checkpoint(tmp_path / "c", state, contract)
+    train_step(run_config, state, rows, states)
+
+    def disk_full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.checkpoints.json.dumps", disk_full)
+    with pytest.raises(InputError, match="No space left"):
+        save_checkpoint(tmp_path / "c", state, contract)
+    assert (tmp_path / "c" / "step-00000001.partial").is_dir()
+    assert newest_checkpoint(tmp_path / "c") == good
+
+
+def test_only_the_newest_checkpoints_are_kept(run_config):
+    run_train(run_config)
+    assert sorted(p.name for p in (run_config.output / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+
+
+def test_a_checkpoint_holds_fp32_weights_and_no_pickle(run_config):
+    run_train(changed(run_config, precision="bf16"))
+    path = newest_checkpoint(run_config.output / "checkpoints")
+    assert sorted(p.suffix for p in path.iterdir()) == [".json", *[".safetensors"] * 3]
+    tensors = {**load_file(path / "drafter.safetensors"), **load_file(path / "optimizer.safetensors")}
+    assert {t.dtype for t in tensors.values() if t.is_floating_point()} == {torch.float32}
+
+
+def test_accumulated_rows_share_one_denominator(run_config):
+    """Two rows in one step have the gradient of the mean over both rows' elements, not the mean of two means."""
+    config = changed(run_config, "optim", rows_per_step=2, max_grad_norm=1e9)
+    state, rows, states, _ = build(config)
+    work = [loop._prepare(config, state, rows[i], states) for i in RowSampler(len(rows), config.seed).take(2)]
+    counts = [int(charged.sum()) for _, _, charged in work]
+    assert counts[0] != counts[1]
+    total = None
+    for (batch, elements, charged), count in zip(work, counts, strict=True):
+        loss_and_backward(state.drafter, batch, elements, target_head=states.head, charged=charged)
+        grads = [p.grad * count / sum(counts) for p in state.drafter.parameters()]
+        total = grads if total is None else [a + b for a, b in zip(total, grads, strict=True)]
+        state.drafter.zero_grad()
+    expected = torch.stack([g.norm() for g in total]).norm()
+    fresh, *_ = build(config)
+    _, norm = train_step(config, fresh, rows, states)
+    assert norm == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run_config):
+    state, rows, states, _ = build(run_config)
+    before = state.drafter.fc.weight.clone()
+    with torch.no_grad():
+        state.drafter.mask_hidden.fill_(torch.inf)
+    with pytest.raises(InputError, match=r"step 1 .* the loss is nan"):
+        train_step(run_config, state, rows, states)
+    assert torch.equal(state.drafter.fc.weight, before)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_rate_warms_up_and_ends_at_zero(run_config, schedule):
+    config = changed(run_config, "optim", schedule=schedule, warmup_ratio=0.5)
+    state, rows, states, _ = build(config)
+    rates = []
+    for _ in range(6):
+        rates.append(state.scheduler.get_last_lr()[0])
+        train_step(config, state, rows, states)
+    assert rates[0] == 0.0
+    assert max(rates) == rates[3] == pytest.approx(1e-2)
+    assert state.scheduler.get_last_lr()[0] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_frozen_parts_stay_and_resume_works_with_them(run_config):
+    config = changed(run_config, "drafter", train_embedding=False, train_lm_head=False)
+    before, *_ = build(config)
+    run_train(config)
+    head = load_drafter(config.output / "head")
+    assert torch.equal(head.embed_tokens.weight, before.drafter.embed_tokens.weight)
+    assert torch.equal(head.lm_head.weight, before.drafter.lm_head.weight)
+    assert not torch.equal(head.fc.weight, before.drafter.fc.weight)
+    longer = changed(config, "optim", max_steps=8)
+    assert run_train(longer, resume=True) is None
+
+
+def test_an_overfitted_drafter_foresees_its_target(run_config, tmp_path):
+    """The whole path: greedy text of the target as data, training, and nearly every draft accepted."""
+    config = changed(run_config, checkpoint_every=10**6, log_every=50)
+    config = changed(changed(config, "optim", max_steps=150, lr=1e-2), "drafter", retention=1.0)
+    material = load_material(config)
+    prompt = torch.tensor([0, 70, 80, 90])
+    ids = speculate(material.target, new_drafter(config, material.target, 4, []), prompt, 1, 40).output_ids
+    record = {"input_ids": [*prompt.tolist(), *ids], "loss_mask": [0] * len(prompt) + [1] * len(ids)}
+    data = tmp_path / "own.jsonl"
+    data.write_text(json.dumps(record) + "\n")
+    config = changed(changed(config, "data", train=(data,), heldout=(data,)), "optim", rows_per_step=1)
+    assert run_train(config) is None
+    metrics = json.loads((config.output / "metrics.json").read_text())
+    assert metrics["accuracy_per_depth"][0] > 0.8
+    assert metrics["acceptance"][0]["accept_length"] > 3.0  # of 4; a fresh drafter gets 1.0
+
+
+def test_eval_agrees_with_training_and_export_with_head(run_config, tmp_path):
+    run_train(run_config)
+    metrics = json.loads((run_config.output / "metrics.json").read_text())
+    result = run_eval(run_config).to_dict()
+    assert {key: metrics[key] for key in result} == json.loads(json.dumps(result))
+    exported = run_export(run_config, destination=tmp_path / "exported")
+    assert_same_weights(load_drafter(exported), load_drafter(run_config.output / "head"))
+    with pytest.raises(InputError, match="exists already"):
+        run_export(run_config)
+
+
+def test_a_finished_run_is_not_overwritten(run_config):
+    run_train(run_config)
+    with pytest.raises(ConfigError, match="--resume"):
+        run_train(run_config)
+
+
+def test_acceptance_counts_what_the_loop_accepted(run_config):
+    state, _, states, _ = build(run_config)
+    prompts = [torch.tensor([0, 70, 80]), torch.tensor([0, 90])]
+    result = measure_acceptance(states.target, state.drafter, prompts, 3, 10)
+    lengths = [n for p in prompts for n in speculate(states.target, state.drafter, p, 3, 10).accept_lengths]
+    assert result.accept_length == sum(lengths) / len(lengths)
+    assert 1 + sum(result.accept_per_position) == pytest.approx(result.accept_length)
+    assert (result.prompts, result.new_tokens) == (2, 20)
+
+
+def test_prompts_are_what_stands_before_the_answer(run_config):
+    material = load_material(run_config)
+    for document, prompt in zip(material.train[:5], prompts_of(material.train, 5, 4), strict=True):
+        assert torch.equal(document.input_ids[: len(prompt)], prompt)
+        assert not document.loss_mask[: len(prompt)].any()
+        assert document.loss_mask[len(prompt)]
+
+
+def test_the_sampler_visits_every_row_once_per_pass():
+    sampler = RowSampler(7, seed=3)
+    taken = sampler.take(5) + sampler.take(9)
+    assert sorted(taken[:7]) == sorted(taken[7:14]) == list(range(7))
+    assert taken[:7] != taken[7:14]
+    assert RowSampler(7, seed=3, position=5).take(9) == taken[5:]
+    assert (total_steps(10, 4, 2.0, None), total_steps(10, 4, 2.0, 3), total_steps(1, 8, 0.1, None)) == (5, 3, 1)
+
+
+def test_tensorboard_has_the_numbers(run_config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_train(run_config)
+    events = EventAccumulator(str(Path(run_config.output) / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert {"train/accuracy_depth_2", "train/expected_accept_length", "train/lr"} <= set(events.Tags()["scalars"])

@@ -1,0 +1,55 @@
+"""A tokenizer with a chat template and the settings of a run that takes a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}<|end|>{% endif %}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ["<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|reserved_0|>"]
+VOCAB_SIZE = 288  # 5 special tokens, 256 bytes, some merges
+
+
+def make_tokenizer(**changes: Any) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with GPT-2's trimmed offsets, as most targets have."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    texts = ["def f(x):\n    return x + 1\n\n\nhello there, what is the answer? The answer is 42.\n"] * 3
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator(texts, trainer)
+    begin = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 0)])
+    raw.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), begin])
+    options = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "pad_token": "<|end|>", "chat_template": CHAT_TEMPLATE}
+    return PreTrainedTokenizerFast(tokenizer_object=raw, extra_special_tokens=SPECIAL[2:], **(options | changes))
+
+
+def run_options(target_dir: Path, data_file: Path, output_dir: Path) -> list[str]:
+    return [
+        f"target={target_dir}",
+        f"data.train={data_file}",
+        f"output_dir={output_dir}",
+        "data.max_length=64",
+        "data.row_length=96",
+        "drafter.num_hidden_layers=1",
+        "drafter.num_depths=3",
+        "optim.max_steps=6",
+        "optim.rows_per_step=2",
+        "optim.lr=1e-2",
+        "eval.num_prompts=2",
+        "eval.max_new_tokens=8",
+        "eval.num_draft_tokens=[3]",
+        "checkpoint_every=2",
+        "log_every=1",
+        "head_dtype=float32",
+        "device=cpu",
+    ]
