@@ -65,6 +65,6 @@ class AmortizedMask:
         pair = anchor * self.num_depths + depth
         mask = self.full[pair].index_select(1, pair)
         doc = doc_ids[anchor]
-        if len(doc) and (doc != doc[0]).any() or (doc == PADDING_DOC).any():
+        if (doc[1:] != doc[:-1]).any() or (doc == PADDING_DOC).any():
             mask &= (doc[:, None] == doc) & (doc != PADDING_DOC)[:, None]
         return mask

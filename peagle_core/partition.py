@@ -1,4 +1,4 @@
-"""Sequence partitioning inside a sequence: which segment of the sequence charges which element (paper sec. 3.2, Alg. 1).
+"""Partitioning inside a sequence: which segment of it charges which element (paper sec. 3.2, Algorithm 1).
 
 A chain never straddles two segments, so a segment needs nothing but its own elements and the depth-0 rows before its
 end, and the gradients of the segments add up to those of the whole. Boundaries are integers, chosen once:

@@ -26,5 +26,5 @@ class DenseAttention(ElementAttention):
             k_context, v_context = self.context_of(k, v, context)
             k, v = torch.cat([k_context.to(k.dtype), k]), torch.cat([v_context.to(v.dtype), v])
         k, v = expand_kv(k, q.shape[1]), expand_kv(v, q.shape[1])
-        rows_first = (x.transpose(0, 1) for x in (q, k, v))
-        return F.scaled_dot_product_attention(*rows_first, attn_mask=self.mask).transpose(0, 1)
+        q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).transpose(0, 1)

@@ -55,19 +55,18 @@ def join(a: Part, b: Part) -> Part:
 
 
 # PyTorch's flash kernel for CPUs. The public function around it keeps the log-sum-exp for itself.
-_flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-_flash_backward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+FLASH = "_scaled_dot_product_flash_attention_for_cpu"
 
 
 def _has_flash(q: Tensor) -> bool:
-    return q.device.type == "cpu" and _flash is not None and _flash_backward is not None
+    return q.device.type == "cpu" and hasattr(torch.ops.aten, FLASH)
 
 
 def context_part(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Part:
     """`plain_part` where every row sees a key, by a flash kernel where there is one."""
     if not _has_flash(q):
         return plain_part(q, k, v, mask)
-    out, lse = _flash(q[None], k[None], v[None], attn_mask=mask)
+    out, lse = getattr(torch.ops.aten, FLASH)(q[None], k[None], v[None], attn_mask=mask)
     return out[0], lse[0, ..., None]
 
 
@@ -78,5 +77,6 @@ def context_part_backward(
     if not _has_flash(q):
         return plain_part_backward(grad, q, k, v, out, lse, mask)
     batched = (x[None] for x in (grad, q, k, v, out))
-    grads = _flash_backward(*batched, lse[None, ..., 0], 0.0, False, attn_mask=mask)
+    backward = getattr(torch.ops.aten, FLASH + "_backward")
+    grads = backward(*batched, lse[None, ..., 0], 0.0, False, attn_mask=mask)
     return tuple(x[0] for x in grads)

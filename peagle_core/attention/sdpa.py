@@ -10,6 +10,7 @@ also under autocast.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +57,7 @@ def plan_chunks(layout: Layout, chunk_rows: int) -> list[Chunk]:
     for end in [*borders.tolist(), num_rows]:
         cuts += [*range(cuts[-1] + chunk_rows, end, chunk_rows), end]
     first, last = layout.first.tolist(), layout.last.tolist()
-    return [Chunk(a, b, first[a], last[a], last[b - 1]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [Chunk(a, b, first[a], last[a], last[b - 1]) for a, b in pairwise(cuts)]
 
 
 class SdpaAttention(ElementAttention):

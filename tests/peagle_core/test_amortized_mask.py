@@ -52,7 +52,7 @@ def test_selection_with_padding():
 
 def test_beyond_what_was_built():
     mask = AmortizedMask(8, 2)
-    with pytest.raises(ValueError, match="length 9 is outside 0..8"):
+    with pytest.raises(ValueError, match="length 9 is outside"):
         mask.slice(9)
     loss_mask, doc_ids = torch.ones(20, dtype=torch.bool), torch.zeros(20, dtype=torch.int64)
     with pytest.raises(ValueError, match="outside the 8 slots and 2 depths"):
