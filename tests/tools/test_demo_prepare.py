@@ -1,0 +1,125 @@
+"""The demo's corpus, target and head, made small: what is finished is kept, what is not is made again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from peagle_core.checkpoint import load_drafter
+from tools.demo import corpus
+from tools.demo.corpus import PROMPT_TOKENS, bare_code, build_corpus, heldout_prompts, load_tokenizer, prompts
+from tools.demo.head import HeadRecipe, build_generations, build_head
+from tools.demo.target import TargetRecipe, build_target
+
+TARGET = TargetRecipe(hidden_size=32, intermediate_size=48, num_heads=2, num_kv_heads=1, window=64, steps=2)
+HEAD = HeadRecipe(
+    train_prompts=6,
+    heldout_prompts=2,
+    new_tokens=12,
+    batch_size=4,
+    settings=(
+        "drafter.num_hidden_layers=1",
+        "drafter.num_depths=3",
+        "data.max_length=96",
+        "data.row_length=200",
+        "eval.num_draft_tokens=[2]",
+        "head_dtype=float32",
+        "optim.rows_per_step=1",
+        "device=cpu",
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Corpus, target and head of two packages; one file in three held out."""
+    directory = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "PACKAGES", ("json", "concurrent", "logging"))
+        patch.setattr(corpus, "HELDOUT_SHARE", 0.34)
+        build_corpus(directory)
+        build_target(directory, TARGET)
+        build_head(directory, HEAD)
+    return directory
+
+
+def test_bare_code_is_the_same_program_without_prose():
+    source = (
+        '"""Doc."""\nx = "a # b"  # comment\n\n\nclass A:\n    """Only a docstring."""\n\n\n'
+        'def f():\n    "doc"\n    return x\n'
+    )
+    code = bare_code(source)
+    assert "oc" not in code
+    assert "comment" not in code
+    space: dict = {}
+    exec(code, space)
+    assert space["f"]() == "a # b"
+    assert isinstance(space["A"], type)
+
+
+def test_no_file_is_on_both_sides(directory):
+    sides = {}
+    for side in ("train", "heldout"):
+        lines = (directory / "corpus" / f"{side}.jsonl").read_text().splitlines()
+        sides[side] = {json.loads(line)["path"] for line in lines}
+    assert sides["train"]
+    assert sides["heldout"]
+    assert not sides["train"] & sides["heldout"]
+
+
+def test_prompts_are_excerpts_of_equal_length_from_many_files(directory):
+    found = heldout_prompts(directory, 6)
+    assert len(found) == 6
+    assert {len(p) for p in found} == {PROMPT_TOKENS}
+    tokenizer = load_tokenizer(directory)
+    texts = corpus.read_documents(directory, "heldout")
+    for prompt in found:
+        assert prompt[0] == tokenizer.bos_token_id
+        text = tokenizer.decode(prompt[1:])
+        assert any(source.startswith(text) or "\n" + text in source for source in texts)
+    assert found == heldout_prompts(directory, 6)
+    assert not {tuple(p) for p in found} & {tuple(p) for p in prompts(directory, "train", 10**6)}
+
+
+def test_the_mask_token_is_in_no_text(directory):
+    tokenizer = load_tokenizer(directory)
+    mask = tokenizer.convert_tokens_to_ids(corpus.MASK)
+    for side in ("train", "heldout"):
+        for text in corpus.read_documents(directory, side):
+            assert mask not in tokenizer(text)["input_ids"]
+    assert load_drafter(directory / "head").config.mask_token_id == mask
+
+
+def test_the_heads_data_is_what_the_target_says_greedily(directory):
+    target = LlamaForCausalLM.from_pretrained(directory / "target").eval()
+    lines = (directory / "generations" / "train.jsonl").read_text().splitlines()
+    assert len(lines) == HEAD.train_prompts
+    for record in map(json.loads, lines):
+        ids, mask = torch.tensor(record["input_ids"]), torch.tensor(record["loss_mask"], dtype=torch.bool)
+        assert not mask[:PROMPT_TOKENS].any()
+        assert mask[PROMPT_TOKENS:].all()
+        with torch.no_grad():
+            said = target(input_ids=ids[None]).logits[0].argmax(-1)
+        assert torch.equal(said[PROMPT_TOKENS - 1 : -1], ids[PROMPT_TOKENS:])
+
+
+def test_finished_work_is_kept_and_half_finished_work_is_not(directory, monkeypatch):
+    def must_not_run(*_, **__):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr("tools.demo.target.train_target", must_not_run)
+    monkeypatch.setattr("tools.demo.head.run_train", must_not_run)
+    before = (directory / "head" / "model.safetensors").stat().st_mtime_ns
+    assert build_head(directory, HEAD) == directory / "head"
+    assert (directory / "head" / "model.safetensors").stat().st_mtime_ns == before
+    monkeypatch.undo()
+    # An attempt that was killed leaves only a directory of another name.
+    done = (directory / "generations" / "train.jsonl").read_text()
+    (directory / "generations").rename(directory / "generations.partial")
+    (directory / "generations.partial" / "train.jsonl").write_text("half")
+    assert (build_generations(directory, HEAD) / "train.jsonl").read_text() == done
+    assert not (directory / "generations.partial").exists()
