@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from peagle_core.checkpoint import SHARED, collect_tensors
 from peagle_core.config import PEagleConfig
+from sglang_backend.head_config import head_directory
 
 STACKED = {  # checkpoint name -> (fused parameter, shard)
     "q_proj": ("qkv_proj", "q"),
@@ -148,7 +149,7 @@ class PEagleForCausalLM(nn.Module):
     def __init__(self, config, quant_config=None, prefix: str = "") -> None:
         super().__init__()
         self.config = config
-        self.head = head = PEagleConfig.from_pretrained(config.name_or_path)
+        self.head = head = PEagleConfig.from_pretrained(head_directory(config.name_or_path))
         self.model = PEagleModel(head, quant_config, add_prefix("model", prefix))
         self.lm_head = ParallelLMHead(
             head.draft_vocab_size, head.hidden_size, quant_config=quant_config, prefix=add_prefix("lm_head", prefix)

@@ -2,11 +2,13 @@
 
 SGLang reads a drafter's config in two places: transformers' config loader and its own ModelConfig. Both are hooked for
 heads under PEAGLE: the first builds a flat Llama config out of speculators' nested one, the second points the
-architecture at our model class and writes the aux layer ids where, and how, SGLang looks for them.
+architecture at our model class and writes the aux layer ids where, and how, SGLang looks for them. A third hook reads
+the config before SGLang does, so that a broken one is refused in our words.
 """
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from peagle_core.config import PEagleConfig
@@ -14,6 +16,26 @@ from peagle_core.config_formats import flat_config_dict, load_config_dict
 from peagle_core.errors import InputError
 
 ARCHITECTURE = "PEagleForCausalLM"
+
+
+@functools.cache
+def head_directory(path: str) -> Path:
+    """A head given as a directory, or by its name on the Hugging Face hub. Raises InputError when it is neither."""
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: no such directory, nor a model on the Hugging Face hub ({reason})") from None
+
+
+def check_head(algorithm: str | None, head: str | None, *_: object, **__: object) -> None:
+    """BEFORE SGLang's first look at the drafter's config."""
+    if algorithm is not None and algorithm.upper() == "PEAGLE" and head is not None:
+        PEagleConfig.from_pretrained(head_directory(head))
 
 
 def sglang_aux_layer_ids(aux_layer_ids: tuple[int, ...]) -> list[int]:
@@ -44,7 +66,7 @@ def normalise(_result, model_config) -> None:
     from sglang_backend.drafter_model import PEagleForCausalLM
 
     ModelRegistry.models[ARCHITECTURE] = PEagleForCausalLM
-    config = PEagleConfig.from_pretrained(model_config.model_path)
+    config = PEagleConfig.from_pretrained(head_directory(model_config.model_path))
     hf_config = model_config.hf_config
     hf_config.architectures = [ARCHITECTURE]
     hf_config.eagle_config = {"use_aux_hidden_state": True}
@@ -56,6 +78,8 @@ def normalise(_result, model_config) -> None:
 def install() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    alias = "sglang.srt.arg_groups.speculative_hook._resolve_speculative_algorithm_alias"
+    HookRegistry.register(alias, check_head, HookType.BEFORE)
     HookRegistry.register("sglang.srt.utils.hf_transformers_utils.get_config", load_nested_config, HookType.AROUND)
     HookRegistry.register(
         "sglang.srt.configs.model_config.ModelConfig._config_draft_model", normalise, HookType.AFTER

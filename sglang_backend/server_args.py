@@ -11,6 +11,7 @@ from sglang.srt.platforms import current_platform
 from peagle_core.checkpoint import read_tensors
 from peagle_core.config import PEagleConfig
 from peagle_core.errors import InputError
+from sglang_backend.head_config import head_directory
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def validate(server_args) -> None:
             raise InputError(f"PEAGLE does not support {name}={getattr(server_args, name)!r}: {instead}")
     if server_args.speculative_draft_model_path is None:
         raise InputError("PEAGLE needs --speculative-draft-model-path HEAD")
-    head = Path(server_args.speculative_draft_model_path)
+    head = head_directory(server_args.speculative_draft_model_path)
     config = PEagleConfig.from_pretrained(head)
     _check_target(head, config, server_args)
     if server_args.load_format != "dummy":

@@ -20,6 +20,7 @@ from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input,
 from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
 from torch import Tensor
 
+from sglang_backend import recorder
 from sglang_backend.draft_inputs import (
     PADDING_SLOT,
     DraftExtendInput,
@@ -44,6 +45,7 @@ class PEagleDraftWorker(EagleDraftWorker):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.counters = Counters()
+        self.recorder = recorder.from_environment()
         self.num_drafts = self.speculative_num_steps
         self.mask_token_id = self.draft_runner.model.head.mask_token_id
 
@@ -112,7 +114,7 @@ class PEagleDraftWorker(EagleDraftWorker):
         draft_input = EagleDraftInput(
             bonus_tokens=next_token_ids, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1
         )
-        self._set_drafts(draft_input, logits)
+        self._set_drafts(draft_input, logits, batch, batch.seq_lens + 1)
         return draft_input
 
     def _prefill_batch(self, batch, rows: DraftRows, masks: list[int], hidden_states: Tensor) -> ForwardBatch:
@@ -183,12 +185,14 @@ class PEagleDraftWorker(EagleDraftWorker):
         )
         logits = self.draft_runner.forward(forward_batch).logits_output.next_token_logits
         self.counters.decode_drafter_passes += 1
-        self._set_drafts(batch_result.next_draft_input, logits)
+        self._set_drafts(batch_result.next_draft_input, logits, batch, batch_result.new_seq_lens + 1)
 
-    def _set_drafts(self, draft_input: EagleDraftInput, logits: Tensor) -> None:
-        """Greedy drafts, as target ids. logits: [bs * K, draft vocabulary]."""
+    def _set_drafts(self, draft_input: EagleDraftInput, logits: Tensor, batch, known: Tensor) -> None:
+        """Greedy drafts, as target ids. logits: [bs * K, draft vocabulary]; known: tokens each request has so far."""
         drafts = logits.argmax(-1).view(-1, self.num_drafts)
         draft_input.topk_index = drafts if self.hot_token_id is None else self.hot_token_id[drafts]
+        if self.recorder is not None:
+            self.recorder.record([r.rid for r in batch.reqs], known, draft_input.topk_index, logits)
         draft_input.topk_p = torch.ones_like(drafts, dtype=torch.float32)
         draft_input.hidden_states = None
 

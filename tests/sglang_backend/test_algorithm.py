@@ -1,0 +1,31 @@
+"""PEAGLE answers everything SGLang asks its enum, and is registered once however often the plugin runs."""
+
+from __future__ import annotations
+
+import pytest
+
+sglang = pytest.importorskip("sglang")
+
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm  # noqa: E402
+
+from sglang_backend import algorithm, plugin  # noqa: E402
+
+
+def test_every_public_method_of_the_enum_exists():
+    algorithm.register()
+    ours = SpeculativeAlgorithm.from_string("peagle")
+    methods = {n for n, v in vars(SpeculativeAlgorithm).items() if callable(v) and not n.startswith("_")}
+    assert not {n for n in methods if not hasattr(ours, n)} - {"from_string", "register"}
+
+
+def test_registering_twice_is_harmless():
+    plugin.register()
+    plugin.register()
+    algorithm.register()
+    assert SpeculativeAlgorithm.from_string("PEAGLE").is_eagle3()
+
+
+@pytest.mark.parametrize("k", range(1, 12))
+def test_the_reservation_covers_the_mask_rows(k):
+    # Lag of the scheduler's length (K+1) + rows of a pass (2K).
+    assert 2 * max(k + 1, algorithm.reserved_slots(k)) >= (k + 1) + 2 * k

@@ -1,0 +1,74 @@
+"""What cannot be served is refused at start: one sentence, exit code not 0, no traceback."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from servers import peagle, refusals, refuse, save_random_head, save_target, write_config
+
+pytestmark = pytest.mark.slow
+
+
+def change_tensor(head, name: str, change) -> None:
+    path = head / "model.safetensors"
+    tensors = load_file(path)
+    tensors[name] = change(tensors[name])
+    save_file({k: v for k, v in tensors.items() if v is not None}, path)
+
+
+CASES = {
+    "missing tensor": (lambda h: change_tensor(h, "norm.weight", lambda _: None), "'norm.weight' is missing"),
+    "wrong shape": (lambda h: change_tensor(h, "fc.weight", lambda t: t[:, 1:].contiguous()), "'fc.weight' has shape"),
+    "not finite": (lambda h: change_tensor(h, "fc.weight", lambda t: t.fill_(torch.nan)), "not finite"),
+    "mask id": (lambda h: write_config(h, mask_token_id=9999, ptd_token_id=9999), "outside the vocabulary"),
+    "no config": (lambda h: (h / "config.json").unlink(), "config.json"),
+}
+
+
+ARGUMENTS = {
+    "K = 0": (["--speculative-num-steps", "0"], "K >= 1"),
+    "a tree": (["--speculative-eagle-topk", "2"], "chain"),
+    "two K": (["--speculative-num-steps", "3", "--speculative-num-draft-tokens", "7"], "it is 4, not 7"),
+    "adaptive": (["--speculative-adaptive"], "speculative_adaptive"),
+}
+
+
+def test_the_launcher_ends_with_one_sentence(models, tmp_path):
+    """The whole way, as a user sees it."""
+    head = tmp_path / "head"
+    shutil.copytree(models / "random", head)
+    change_tensor(head, "norm.weight", lambda _: None)
+    code, said = refuse(models / "target", *peagle(head))
+    lines = [line for line in said.splitlines() if line.startswith("peagle: ")]
+    assert code != 0
+    assert len(lines) == 1 and "'norm.weight' is missing" in lines[0]
+    assert "Traceback" not in said
+
+
+def test_every_refusal_says_why(models, tmp_path):
+    target = models / "target"
+    lines, sentences = [], []
+
+    def expect(sentence: str, target_dir, *arguments: str) -> None:
+        lines.append(["--model-path", str(target_dir), "--dtype", "float32", *arguments])
+        sentences.append(sentence)
+
+    for case, (break_it, sentence) in CASES.items():
+        head = tmp_path / case
+        shutil.copytree(models / "random", head)
+        break_it(head)
+        expect(sentence, target, *peagle(head))
+    for arguments, sentence in ARGUMENTS.values():
+        expect(sentence, target, *peagle(models / "random"), *arguments)
+    save_random_head(tmp_path / "wide", target_hidden_size=96)
+    expect("hidden size 96", target, *peagle(tmp_path / "wide"))
+    save_target(tmp_path / "shallow", num_layers=6)
+    expect("6 layers", tmp_path / "shallow", *peagle(models / "random"))
+    expect("no such", target, *peagle(tmp_path / "nowhere"))
+    expect("--speculative-draft-model-path", target, "--speculative-algorithm", "PEAGLE")
+    for said, sentence in zip(refusals(lines), sentences, strict=True):
+        assert said is not None and sentence in said, (said, sentence)
+        assert "\n" not in said

@@ -1,0 +1,106 @@
+"""The unmodified SGLang server with PEAGLE: lossless, one drafter pass per step, and it survives what users send."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from conftest import LENGTH, TRAINED, ask_all, mixed_prompts
+from servers import peagle, serve
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 8])
+def test_greedy_output_is_that_of_no_speculation(overfit_server, expected, concurrency):
+    answers = ask_all(overfit_server, mixed_prompts(), LENGTH, concurrency)
+    for prompt, answer in zip(mixed_prompts(), answers, strict=True):
+        assert answer["output_ids"] == expected[tuple(prompt)]
+
+
+@pytest.mark.parametrize("num_draft_tokens", [1, 3])
+def test_a_random_head_never_changes_the_output(models, expected, tmp_path, num_draft_tokens):
+    with serve(models / "target", tmp_path / "log", *peagle(models / "random", num_draft_tokens)) as server:
+        for concurrency in (1, 5):
+            answers = ask_all(server, mixed_prompts(), LENGTH, concurrency)
+            assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in mixed_prompts()]
+        counters = server.counters()
+        assert counters["decode_drafter_passes"] == counters["decode_steps"] > 0
+
+
+def test_an_overfitted_head_is_accepted_almost_always(overfit_server, expected):
+    before = overfit_server.counters()
+    answers = ask_all(overfit_server, TRAINED, LENGTH, 1)
+    after = overfit_server.counters()
+    steps = sum(a["meta_info"]["spec_verify_ct"] for a in answers)
+    # The first token comes from prefill; the rest from the steps.
+    accept_length = sum(len(a["output_ids"]) - 1 for a in answers) / steps
+    assert accept_length >= 0.95 * 6 * (LENGTH - 1) / (6 * -(-(LENGTH - 1) // 6))  # the last step is cut by the limit
+    assert all(a["meta_info"]["spec_accept_length"] > 5 for a in answers)
+    passes = after["decode_drafter_passes"] - before["decode_drafter_passes"]
+    assert passes == after["decode_steps"] - before["decode_steps"]
+
+
+def test_openai_endpoint_and_streaming(overfit_server, expected):
+    prompt = TRAINED[0]
+    body = {"model": "any", "prompt": prompt, "max_tokens": 20, "temperature": 0}
+    answer = overfit_server.http.post("/v1/completions", json=body).json()
+    assert answer["usage"]["completion_tokens"] == 20
+    texts = []
+    with overfit_server.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data: {"):
+                texts += [choice["text"] for choice in json.loads(line[6:])["choices"]]
+    assert "".join(texts) == answer["choices"][0]["text"]
+    assert len(texts) > 1
+
+
+def test_it_survives_bad_and_odd_requests(overfit_server, expected):
+    http = overfit_server.http
+    empty = http.post("/generate", json={"text": "", "sampling_params": {"max_new_tokens": 4}})
+    assert empty.status_code == 400 and "no tokens" in empty.text
+    too_long = http.post("/generate", json={"input_ids": [5] * 2000, "sampling_params": {"max_new_tokens": 4}})
+    assert too_long.status_code == 400
+    assert len(overfit_server.generate(TRAINED[1], 1)["output_ids"]) == 1
+    with pytest.raises(httpx.ReadTimeout):  # the client goes away in the middle of a stream
+        body = {"input_ids": TRAINED[1], "stream": True, "sampling_params": {"max_new_tokens": 400, "ignore_eos": True}}
+        with http.stream("POST", "/generate", json=body, timeout=0.05) as stream:
+            for _ in stream.iter_lines():
+                pass
+    with ThreadPoolExecutor(16) as pool:
+        lengths = list(pool.map(lambda i: len(overfit_server.generate([i + 1] * (i + 1), 24)["output_ids"]), range(16)))
+    assert lengths == [24] * 16
+    prompt = mixed_prompts()[2]
+    assert overfit_server.generate(prompt, LENGTH)["output_ids"] == expected[tuple(prompt)]
+
+
+def test_generation_up_to_the_context_limit(overfit_server):
+    info = overfit_server.http.get("/server_info").json()
+    limit = info["max_req_input_len"] if "max_req_input_len" in info else 512
+    prompt = [7] * 300
+    refused = None
+    for new_tokens in range(512 - 300, 180, -1):
+        answer = overfit_server.http.post(
+            "/generate",
+            json={"input_ids": prompt, "sampling_params": {"max_new_tokens": new_tokens, "ignore_eos": True, "temperature": 0}},
+        )
+        if answer.status_code == 200:
+            assert len(answer.json()["output_ids"]) == new_tokens
+            break
+        refused = answer
+    else:
+        pytest.fail(f"nothing near the limit was served: {refused and refused.text} ({limit})")
+
+
+def test_sampling_requests_work_beside_greedy_ones(overfit_server, expected):
+    def ask(i: int) -> list[int]:
+        if i % 2:
+            return overfit_server.generate(TRAINED[0], 20, temperature=1.0, top_p=0.9, top_k=20)["output_ids"]
+        return overfit_server.generate(TRAINED[0], 20)["output_ids"]
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(ask, range(6)))
+    assert all(a == expected[tuple(TRAINED[0])][:20] for a in answers[::2])
+    assert all(len(a) == 20 for a in answers)
