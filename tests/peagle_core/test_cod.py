@@ -114,7 +114,7 @@ def test_anchors_are_drawn_uniformly(depth):
     # One document: by symmetry every anchor that can reach `depth` is kept equally often.
     loss_mask, doc_ids = stream("u" + "A" * 22)
     rng = torch.Generator().manual_seed(1)
-    draws, counts = 3000, torch.zeros(23)
+    draws, counts = 1500, torch.zeros(23)
     for _ in range(draws):
         elements = sample_elements(loss_mask, doc_ids, depth + 1, 0.6, generator=rng)
         counts[elements.anchor[elements.depth == depth]] += 1

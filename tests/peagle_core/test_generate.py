@@ -94,7 +94,7 @@ def text(tiny_target) -> tuple[Tensor, list[int]]:
 @pytest.mark.parametrize("kind", ["random", "always_wrong", "always_right", "half_right", "draft_vocab"])
 def test_greedy_output_is_the_targets_own(tiny_target, text, kind, num_drafts):
     prompt, tokens = text
-    limit = 40
+    limit = 26
     right = {"always_wrong": 0, "always_right": num_drafts, "half_right": (num_drafts + 1) // 2}
     if kind in right:
         drafter = ScriptedDrafter(tiny_config(), tokens, num_drafts, right[kind])
@@ -151,7 +151,7 @@ def test_the_end_token_ends_it_wherever_it_falls(tiny_target, text, right):
     # As first token, as bonus token, as accepted draft in the middle of a step: the loop must not go on.
     prompt, tokens = text
     continuation = tokens[len(prompt) :]
-    for place in range(12):
+    for place in range(9):
         eos = continuation[place]
         if eos in continuation[:place]:
             continue
@@ -189,10 +189,10 @@ def test_a_target_with_a_sliding_window_shorter_than_the_text(prompt_length, rig
     config = MistralConfig(**options, sliding_window=8, pad_token_id=None, bos_token_id=None, eos_token_id=None)
     target = MistralForCausalLM(config).double().eval()
     prompt = prompt_of(prompt_length)
-    continuation = greedy(target, prompt, 50)
+    continuation = greedy(target, prompt, 36)
     drafter = ScriptedDrafter(tiny_config(), prompt.tolist() + continuation, 4, right)
-    result = speculate(target, drafter, prompt, 4, 40)
-    assert result.output_ids == continuation[:40]
+    result = speculate(target, drafter, prompt, 4, 28)
+    assert result.output_ids == continuation[:28]
     assert set(result.accept_lengths) == {right + 1}
 
 
@@ -259,7 +259,7 @@ def test_sampled_text_follows_the_target(tiny_target):
     vocab, length, temperature = 3, 3, 0.8
     table = torch.randn(vocab, vocab, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
     drafter = tiny_drafter(tiny_config(vocab_size=vocab, mask_token_id=2, num_hidden_layers=1))
-    counts = count_sequences(BigramTarget(table), drafter, torch.tensor([1, 0]), vocab, length, 900, temperature)
+    counts = count_sequences(BigramTarget(table), drafter, torch.tensor([1, 0]), vocab, length, 600, temperature)
     assert p_value(counts, sequence_law(table, 0, length, temperature)) > 1e-4
 
 
@@ -275,7 +275,7 @@ def test_sampled_text_follows_a_real_target():
         with torch.no_grad():
             p = target(torch.cat([prompt, torch.tensor(tokens)])[None]).logits[0].softmax(-1)
         law.append(float(torch.stack([p[len(prompt) - 1 + i, t] for i, t in enumerate(tokens)]).prod()))
-    counts = count_sequences(target, drafter, prompt, vocab, length, 500, temperature)
+    counts = count_sequences(target, drafter, prompt, vocab, length, 300, temperature)
     assert p_value(counts, torch.tensor(law)) > 1e-4
 
 
