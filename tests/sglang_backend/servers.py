@@ -120,7 +120,7 @@ from sglang.srt.server_args import prepare_server_args
 from peagle_core.errors import InputError
 for arguments in json.load(sys.stdin):
     try:
-        prepare_server_args(arguments)
+        prepare_server_args(arguments).resolve_once()
         print("REFUSAL", json.dumps(None))
     except InputError as error:
         print("REFUSAL", json.dumps(str(error)))
