@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from peagle_core.config import PEagleConfig
 from peagle_core.drafter import PEagleDrafter
+from peagle_core.target import pick_states
 from peagle_core.training import Batch
 
 VOCAB, HIDDEN, LAYERS = 61, 24, 8
@@ -89,3 +90,12 @@ def random_batch(
     tokens = torch.randint(0, config.vocab_size, (n,), generator=rng)
     aux, final = normal(n, config.fused_size), normal(n, config.target_hidden_size)
     return Batch(tokens, aux, final, loss_mask, doc_ids), normal(config.vocab_size, config.target_hidden_size)
+
+
+def text_batch(target: PreTrainedModel, config: PEagleConfig, ids: Tensor, prompt_length: int) -> Batch:
+    """What a trainer extracts from an 8-layer target for one document: prompt, then generated tokens."""
+    with torch.no_grad():
+        states = target(ids[None], output_hidden_states=True).hidden_states
+    aux, final = pick_states(states, config.aux_layer_ids_for(LAYERS))
+    mask = torch.arange(len(ids)) >= prompt_length
+    return Batch(ids, aux[0], final[0], mask, torch.zeros_like(ids))

@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from test_config_formats import NESTED, configs
+from test_config_formats import NESTED
 from tiny import random_batch, tiny_config, tiny_drafter, tiny_target
 from torch import Tensor
+from variants import configs
 
 from peagle_core.checkpoint import load_drafter, save_drafter
 from peagle_core.config import PEagleConfig

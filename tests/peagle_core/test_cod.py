@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from layouts import stream, streams
-from test_elements import is_supervised
+from rules import is_supervised
 
 from peagle_core.cod import sample_elements
 from peagle_core.elements import Elements, slots

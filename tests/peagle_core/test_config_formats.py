@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 from tiny import tiny_config
+from variants import configs
 
 from peagle_core.config import PEagleConfig
 from peagle_core.errors import InputError
@@ -144,44 +144,6 @@ def test_what_we_write_is_what_vllm_and_sglang_read(tmp_path):
         assert raw[key] == value, key
     assert raw["eagle_config"] == FLAT["eagle_config"]
     assert raw["mask_token_id"] == 60
-
-
-@st.composite
-def configs(draw) -> PEagleConfig:
-    """Any valid config of small size."""
-    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    vocab = draw(st.integers(4, 40))
-    norm = draw(st.sampled_from(["none", "norm_before_fc", "fc_norm"]))
-    layers = draw(st.lists(st.integers(0, 40), min_size=3, max_size=3, unique=True).map(sorted))
-    rope = draw(st.sampled_from([
-        {"rope_type": "default", "rope_theta": 10000.0},
-        {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
-        {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-         "original_max_position_embeddings": 64},
-        {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64},
-    ]))  # fmt: skip
-    return PEagleConfig(
-        vocab_size=vocab,
-        draft_vocab_size=draw(st.integers(1, vocab)),
-        hidden_size=kv_heads * group * draw(st.integers(1, 4)),
-        target_hidden_size=draw(st.sampled_from([4, 6, 10])),
-        intermediate_size=draw(st.integers(1, 12)),
-        num_hidden_layers=draw(st.integers(1, 3)),
-        num_attention_heads=kv_heads * group,
-        num_key_value_heads=kv_heads,
-        head_dim=draw(st.sampled_from([2, 4, 6])),
-        mask_token_id=draw(st.integers(0, vocab - 1)),
-        aux_layer_ids=draw(st.sampled_from([None, tuple(layers)])),
-        num_depths=draw(st.none() | st.integers(1, 12)),
-        rms_norm_eps=draw(st.sampled_from([1e-5, 1e-6])),
-        max_position_embeddings=draw(st.sampled_from([64, 4096])),
-        rope_parameters=rope,
-        attention_bias=draw(st.booleans()),
-        norm_before_residual=draw(st.booleans()),
-        qk_norm=draw(st.booleans()),
-        target=draw(st.none() | st.just("org/target")),
-        **({} if norm == "none" else {norm: True}),
-    )
 
 
 @given(configs())

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from layouts import chains, stream
 from naive_drafter import Row, naive_logits
-from test_mask import sees
+from rules import sees
 from tiny import random_batch, tiny_config, tiny_drafter
 from torch import Tensor
 from transformers import LlamaConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+from variants import LLAMA3, VARIANTS
 
 from peagle_core.attention import make_attention
 from peagle_core.config_formats import flat_config_dict
@@ -22,42 +21,6 @@ from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
 from peagle_core.mask import dense_mask
 from peagle_core.training import Batch, forward_elements, loss_and_backward
-
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "one_layer": {"num_hidden_layers": 1},
-    "norm_before_residual": {"norm_before_residual": True},
-    "norm_before_fc": {"norm_before_fc": True},
-    "fc_norm": {"fc_norm": True},
-    "qk_norm": {"qk_norm": True},
-    "attention_bias": {"attention_bias": True},
-    "llama3_rope": {"rope_parameters": LLAMA3},
-    "linear_rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}},
-    "head_dim": {"head_dim": 10, "num_attention_heads": 4, "num_key_value_heads": 2},
-    "target_width": {"target_hidden_size": 14},
-    "draft_vocab": {"draft_vocab_size": 20},
-    "everything": {
-        "norm_before_residual": True,
-        "fc_norm": True,
-        "qk_norm": True,
-        "attention_bias": True,
-        "rope_parameters": LLAMA3,
-        "head_dim": 10,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "target_hidden_size": 14,
-        "num_hidden_layers": 3,
-        "rms_norm_eps": 1e-3,
-    },
-}
 
 
 def numpy_weights(drafter: PEagleDrafter) -> dict[str, np.ndarray]:

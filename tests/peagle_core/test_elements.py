@@ -7,17 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from layouts import stream, streams
+from rules import is_supervised
 
 from peagle_core.elements import PADDING_DOC, Elements, run_ends, slots, supervised
-
-
-def is_supervised(a: int, d: int, loss_mask: list[bool], doc_ids: list[int]) -> bool:
-    """ "x_{a+1}, ..., x_{a+d+2} are all generated tokens of one assistant turn", and slot a exists."""
-    n = len(loss_mask)
-    if a + 1 >= n or doc_ids[a] == PADDING_DOC or doc_ids[a] != doc_ids[a + 1]:
-        return False
-    tokens = range(a + 1, a + d + 3)
-    return tokens[-1] < n and all(loss_mask[t] and doc_ids[t] == doc_ids[a] for t in tokens)
 
 
 @given(streams())

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import Stream, all_elements, documents, stream, streams
-from test_elements import is_supervised
+from rules import is_supervised
 from tiny import random_batch, tiny_config, tiny_drafter
 from torch import Tensor
 

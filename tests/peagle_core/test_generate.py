@@ -7,15 +7,18 @@ import itertools
 import pytest
 import torch
 from chisquare import p_value
-from tiny import HIDDEN, VOCAB, tiny_config, tiny_drafter, tiny_target
+from tiny import HIDDEN, VOCAB, text_batch, tiny_config, tiny_drafter, tiny_target
 from torch import Tensor, nn
 from transformers import LlamaConfig, MistralConfig, MistralForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from peagle_core.cod import sample_elements
 from peagle_core.config import PEagleConfig
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 from peagle_core.generate import Speculation, speculate
+from peagle_core.target import target_head
+from peagle_core.training import Batch, loss_and_backward
 
 
 class ScriptedDrafter(PEagleDrafter):
@@ -114,16 +117,11 @@ def test_greedy_output_is_the_targets_own(tiny_target, text, kind, num_drafts):
 
 def test_an_overfitted_head_is_as_good_as_the_script(tiny_target, text):
     # A real drafter, trained on this very text through the real loss, reaches acceptance near K + 1.
-    from test_parity import batch_of, target_head
-
-    from peagle_core.cod import sample_elements
-    from peagle_core.training import loss_and_backward
-
     prompt, tokens = text
     num_drafts = 3
     drafter = tiny_drafter(tiny_config(), dtype=torch.float32, scale=1.0)
-    batch = batch_of(tiny_target, drafter.config, torch.tensor(tokens), len(prompt))
-    batch = type(batch)(**{**vars(batch), "aux": batch.aux.float(), "final_hidden": batch.final_hidden.float()})
+    batch = text_batch(tiny_target, drafter.config, torch.tensor(tokens), len(prompt))
+    batch = Batch(**{**vars(batch), "aux": batch.aux.float(), "final_hidden": batch.final_hidden.float()})
     head = target_head(tiny_target).float()
     elements = sample_elements(batch.loss_mask, batch.doc_ids, num_drafts, 1.0)
     optimizer = torch.optim.Adam(drafter.parameters(), lr=1e-2)

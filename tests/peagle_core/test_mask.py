@@ -7,20 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import all_elements, chains, stream, streams
+from rules import sees
 from tiny import random_batch, tiny_config, tiny_drafter
 
 from peagle_core.cod import sample_elements
 from peagle_core.elements import Elements
 from peagle_core.mask import dense_mask
 from peagle_core.training import forward_elements
-
-
-def sees(query: tuple[int, int], key: tuple[int, int], doc_ids: list[int]) -> bool:
-    """(a,d) sees (a',d') iff same document, and [(d' = 0 and a' <= a) or (a' = a and d' <= d)]; padding sees none."""
-    (a, d), (a_, d_) = query, key
-    if doc_ids[a] != doc_ids[a_] or doc_ids[a] < 0:
-        return False
-    return (d_ == 0 and a_ <= a) or (a_ == a and d_ <= d)
 
 
 def pairs(elements: Elements) -> list[tuple[int, int]]:

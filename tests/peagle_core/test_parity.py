@@ -7,16 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import all_elements, stream
-from test_drafter import VARIANTS
-from tiny import VOCAB, random_batch, tiny_config, tiny_drafter
+from tiny import VOCAB, random_batch, text_batch, tiny_config, tiny_drafter
 from torch import Tensor
 from transformers import PreTrainedModel
+from variants import VARIANTS
 
 from peagle_core.config import PEagleConfig
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
 from peagle_core.generate import DraftCache, draft_logits, speculate
-from peagle_core.target import pick_states, target_head
+from peagle_core.target import target_head
 from peagle_core.training import Batch, forward_elements, loss_and_backward
 
 K = 5
@@ -83,15 +83,6 @@ def greedy_text(target: PreTrainedModel, prompt: Tensor, length: int) -> Tensor:
     return target.generate(prompt[None], do_sample=False, max_new_tokens=length)[0]
 
 
-def batch_of(target: PreTrainedModel, config: PEagleConfig, ids: Tensor, prompt_length: int) -> Batch:
-    """What the trainer extracts for one document."""
-    with torch.no_grad():
-        states = target(ids[None], output_hidden_states=True).hidden_states
-    aux, final = pick_states(states, config.aux_layer_ids_for(8))
-    mask = torch.arange(len(ids)) >= prompt_length
-    return Batch(ids, aux[0], final[0], mask, torch.zeros_like(ids))
-
-
 def half_trained(config: PEagleConfig, target: PreTrainedModel, batch: Batch) -> PEagleDrafter:
     """A drafter that is right now and then, for longer and shorter stretches."""
     drafter = tiny_drafter(config, scale=1.0)
@@ -110,7 +101,7 @@ def test_expected_accept_length_is_what_the_loop_accepts(tiny_target, draft_voca
     prompt, length = torch.randint(0, VOCAB, (6,)), 50
     ids = greedy_text(tiny_target, prompt, length)
     config = tiny_config(draft_vocab_size=draft_vocab)
-    batch = batch_of(tiny_target, config, ids, len(prompt))
+    batch = text_batch(tiny_target, config, ids, len(prompt))
     drafter = half_trained(config, tiny_target, batch)
     elements = all_elements(batch.doc_ids, K)
     with torch.no_grad():
