@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from peagle_core.config import PEagleConfig
-from peagle_core.config_formats import write_flat_config
+from peagle_core.config_formats import refuse_experiments, write_flat_config
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 
@@ -168,11 +168,12 @@ def load_drafter(
 def save_drafter(drafter: PEagleDrafter, directory: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write config.json and model.safetensors (parameters in `dtype`) that vLLM's and our loader take.
 
-    The weights appear under their name only when complete, the config last.
+    The weights appear under their name only when complete, the config last. Raises InputError for a hidden-state
+    design other than P-EAGLE's.
     """
-    directory = Path(directory)
+    config, directory = drafter.config, Path(directory)
+    refuse_experiments(config)
     directory.mkdir(parents=True, exist_ok=True)
-    config = drafter.config
     tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in drafter.named_parameters()}
     if config.draft_vocab_size != config.vocab_size:
         tensors["d2t"] = drafter.d2t.cpu()

@@ -16,6 +16,10 @@ from peagle_core.errors import InputError
 
 NUM_AUX_STATES = 3
 MIN_TARGET_LAYERS = 8
+# "shared" is P-EAGLE; the others are the paper's rejected designs (hidden_state_designs.py).
+HIDDEN_STATE_DESIGNS = (
+    "shared", "depth_embedding", "projected_ntp_depth_embedding", "projected_ntp", "regularised_ntp",
+)  # fmt: skip
 
 
 def default_aux_layer_ids(num_target_layers: int) -> tuple[int, int, int]:
@@ -61,6 +65,7 @@ class PEagleConfig:
     fc_norm: bool = False
     qk_norm: bool = False
     target: str | None = None
+    hidden_state_design: str = "shared"
 
     def __post_init__(self) -> None:
         fill = object.__setattr__
@@ -114,6 +119,10 @@ class PEagleConfig:
             raise InputError(f"hidden_act {self.hidden_act!r} is not supported, only 'silu'")
         if self.norm_before_fc and self.fc_norm:
             raise InputError("norm_before_fc and fc_norm exclude each other")
+        if self.hidden_state_design not in HIDDEN_STATE_DESIGNS:
+            raise InputError(
+                f"unknown hidden_state_design {self.hidden_state_design!r}; choose from {', '.join(HIDDEN_STATE_DESIGNS)}"
+            )
         ids = self.aux_layer_ids
         if ids is None:
             return

@@ -130,8 +130,18 @@ def _target_name(raw: dict[str, Any]) -> str | None:
     return raw.get("target_name_or_path") or verifier.get("name_or_path")
 
 
+def refuse_experiments(config: PEagleConfig) -> None:
+    """Raises InputError for a drafter that no serving engine could run."""
+    if config.hidden_state_design != "shared":
+        raise InputError(
+            f"hidden_state_design {config.hidden_state_design!r} is an experiment that no serving engine runs, "
+            f"so it is not exported"
+        )
+
+
 def flat_config_dict(config: PEagleConfig, dtype: str = "bfloat16") -> dict[str, Any]:
     """The flat config.json that vLLM and SGLang load; `num_depths` is ours and both ignore it."""
+    refuse_experiments(config)
     rope = config.rope_parameters
     eagle: dict[str, Any] = {"use_aux_hidden_state": True}
     if config.aux_layer_ids is not None:
@@ -170,6 +180,6 @@ def flat_config_dict(config: PEagleConfig, dtype: str = "bfloat16") -> dict[str,
 
 
 def write_flat_config(config: PEagleConfig, directory: Path, dtype: str = "bfloat16") -> None:
-    directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(flat_config_dict(config, dtype), indent=2)
+    directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(text + "\n")

@@ -8,14 +8,17 @@ flat training pass, streaming against cached keys, and the serve-time loop. Modu
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from peagle_core.config import PEagleConfig
+from peagle_core.hidden_state_designs import make_design
 
 # (layer index, q [N,h,D], k [N,hk,D], v [N,hk,D]) -> [N,h,D]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -109,6 +112,7 @@ class PEagleDrafter(nn.Module):
         # Offset form: target id = draft id + d2t[draft id]. All zero while the vocabularies are equal.
         self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64))
         self.rotary = _rotary(config)
+        self.hidden_design = make_design(config)
 
     def fuse(self, aux: Tensor) -> Tensor:
         """[..., 3H_t] concatenated aux target states (or mask_hidden) -> [..., H]."""
@@ -119,25 +123,38 @@ class PEagleDrafter(nn.Module):
             aux = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
         return self.fc(aux)
 
-    def input_rows(self, token_ids: Tensor, aux: Tensor, is_mask: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    def input_rows(
+        self, token_ids: Tensor, aux: Tensor, is_mask: Tensor, source: Tensor, depth: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Embeddings and fused states of N rows, each real (slot `source`) or a mask row.
 
         token_ids: int64[S] input tokens of the real slots; aux: [S, 3H_t] their states; is_mask: bool[N];
-        source: int64[N] index into the S slots, ignored where is_mask. Returns two [N, H].
+        source: int64[N] index into the S slots. Returns two [N, H]. Only a hidden-state design other than P-EAGLE's
+        reads the source of a mask row, its anchor, and depth: int64[N]; without depth it adds nothing.
         """
         num_slots = token_ids.shape[0]
         mask_id = token_ids.new_full((1,), self.config.mask_token_id)
-        source = torch.where(is_mask, num_slots, source)
+        row = torch.where(is_mask, num_slots, source)
         # Projected together, so that mask_hidden takes the path of every real state (norms included).
         fused = self.fuse(torch.cat([aux, self.mask_hidden.view(1, -1).to(aux.dtype)]))
-        return self.embed_tokens(torch.cat([token_ids, mask_id])[source]), fused[source]
+        embed, states = self.embed_tokens(torch.cat([token_ids, mask_id])[row]), fused[row]
+        if self.hidden_design is not None and depth is not None:
+            added = self.hidden_design(fused[source[is_mask]], depth[is_mask])
+            states = states.index_add(0, is_mask.nonzero().squeeze(-1), added.to(states.dtype))
+        return embed, states
 
-    def forward(self, embed: Tensor, fused: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """One pass over N rows. embed, fused: [N, H]; positions: int64[N] (rotary) -> [N, H], before the final norm."""
+    def forward(
+        self, embed: Tensor, fused: Tensor, positions: Tensor, attend: Attend, recompute: bool = False
+    ) -> Tensor:
+        """One pass over N rows. embed, fused: [N, H]; positions: int64[N] (rotary) -> [N, H], before the final norm.
+
+        recompute: keep each layer's input only and run the layer again in the backward pass.
+        """
         cos, sin = (x[0].to(embed.dtype) for x in self.rotary(embed, positions[None]))
         hidden = fused
         for i, layer in enumerate(self.layers):
-            hidden = layer(embed, hidden, cos, sin, lambda q, k, v, i=i: attend(i, q, k, v))
+            inputs = embed, hidden, cos, sin, partial(attend, i)
+            hidden = checkpoint(layer, *inputs, use_reentrant=False) if recompute else layer(*inputs)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -69,7 +69,8 @@ def draft_logits(
     """
     real, rows = len(tokens), len(tokens) + num_draft_tokens - 1
     index = torch.arange(rows, device=tokens.device)
-    embed, fused = drafter.input_rows(tokens, aux, index >= real, index)
+    depth = (index - real + 1).clamp(min=0)
+    embed, fused = drafter.input_rows(tokens, aux, depth > 0, index - depth, depth)
     hidden = drafter(embed, fused, first_position + index, cache.attend)
     cache.keep(first_position + real)
     return drafter.logits(hidden[real - 1 :])

@@ -79,7 +79,7 @@ class _Distillation(torch.autograd.Function):
             if grad_hidden is not None or grad_head is not None:
                 grad = (log_q.exp().sub_(p).mul_(w[:, None])).to(hidden.dtype)
                 if grad_hidden is not None:
-                    grad_hidden[rows] = grad @ lm_head.to(grad.dtype)
+                    grad_hidden[rows] = (grad @ lm_head.to(grad.dtype)).to(grad_hidden.dtype)
                 if grad_head is not None:
                     grad_head += (grad.T @ hidden[rows]).to(grad_head.dtype)
         ctx.mark_non_differentiable(correct)

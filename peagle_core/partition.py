@@ -43,11 +43,12 @@ def _bucket(elements: Elements) -> Tensor:
 def assign_segments(elements: Elements, length: int, num_segments: int, balanced: bool = False) -> Tensor:
     """int64[N]: the segment (0..S-1) that charges each element, in closed form.
 
-    length: number of positions L of the (packed) row; all elements stand before it (ValueError otherwise). Evenly cut,
-    the segment is floor(bucket * S / L); `balanced` cuts by element count instead. Any order of elements.
+    length: number of positions L of the (packed) row; ValueError where an element's bucket - a at depth 0, else a + 1 -
+    lies beyond it. Evenly cut, the segment is floor(bucket * S / L); `balanced` cuts by element count instead. Any
+    order of elements.
     """
-    if len(elements) and int(elements.position.max()) >= length:
-        raise ValueError(f"an element stands at position {int(elements.position.max())}, beyond length {length}")
+    if len(elements) and int(_bucket(elements).max()) >= length:
+        raise ValueError(f"an element belongs to position {int(_bucket(elements).max())}, beyond length {length}")
     if not balanced:
         segment_bounds(length, num_segments)  # refuses a bad S
         return _bucket(elements) * num_segments // max(length, 1)

@@ -1,0 +1,61 @@
+"""What every mode works on: one step's rows and choices, the loss of some of its rows, and the sums they leave."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from peagle_core.drafter import PEagleDrafter
+from peagle_core.elements import Elements
+from peagle_core.loss import Labels, distillation_loss
+from peagle_core.training.batch import Batch
+
+
+class Step:
+    """elements: N, anchor-major; charged: bool[N]; target_rows: [V_d, H_t]; the rest as in `loss_and_backward`.
+
+    Filled by `charge`: loss_sum, scalar, and right: bool[N], charged rows whose top-1 is the target's.
+    """
+
+    def __init__(
+        self,
+        drafter: PEagleDrafter,
+        batch: Batch,
+        elements: Elements,
+        charged: Tensor,
+        target_rows: Tensor,
+        denominator: float,
+        loss: str,
+        depth_weights: Tensor | None,
+        attention: str,
+        recompute: bool,
+    ) -> None:
+        self.drafter, self.batch, self.elements, self.charged = drafter, batch, elements, charged
+        self.target_rows, self.denominator = target_rows, denominator
+        self.loss, self.depth_weights = loss, depth_weights
+        self.attention, self.recompute = attention, recompute
+        dtype = torch.promote_types(drafter.fc.weight.dtype, torch.float32)
+        self.loss_sum = drafter.fc.weight.new_zeros((), dtype=dtype)
+        self.right = torch.zeros_like(charged)
+
+    def charge(self, rows: Tensor, hidden: Tensor) -> None:
+        """Loss and backward pass of the charged ones among some rows; the others never reach the head.
+
+        rows: int64[M] into the elements; hidden: [M, H], their states before the final norm.
+        """
+        counts = self.charged[rows]
+        rows, hidden = rows[counts], hidden[counts]
+        depth, position = self.elements.depth[rows], self.elements.position[rows]
+        labels = Labels(self.batch.final_hidden, self.target_rows, position + 1)
+        weights = self.depth_weights
+        weight = torch.ones_like(depth, dtype=hidden.dtype) if weights is None else weights[depth]
+        head = self.drafter.lm_head.weight
+        total, correct = distillation_loss(self.drafter.norm(hidden), head, labels, weight, self.loss)
+        self.loss_sum = self.loss_sum + total.detach()
+        self.right[rows] = correct
+        if total.requires_grad and self.denominator > 0:
+            (total / self.denominator).backward()
+
+    def positions(self, elements: Elements) -> Tensor:
+        """int64: rotary positions, counted from zero in every document."""
+        return elements.position - self.batch.doc_starts[elements.anchor]
