@@ -120,9 +120,8 @@ class PEagleConfig:
         if self.norm_before_fc and self.fc_norm:
             raise InputError("norm_before_fc and fc_norm exclude each other")
         if self.hidden_state_design not in HIDDEN_STATE_DESIGNS:
-            raise InputError(
-                f"unknown hidden_state_design {self.hidden_state_design!r}; choose from {', '.join(HIDDEN_STATE_DESIGNS)}"
-            )
+            names = ", ".join(HIDDEN_STATE_DESIGNS)
+            raise InputError(f"unknown hidden_state_design {self.hidden_state_design!r}; choose from {names}")
         ids = self.aux_layer_ids
         if ids is None:
             return

@@ -1,8 +1,8 @@
 """One training step of the drafter: elements in, loss and gradients out.
 
 Three modes, equal to rounding in loss and every gradient: `flat`, the reference, one pass over all elements;
-`partition`, the paper's Algorithm 1, one pass per segment of the sequence with its context recomputed; `stream`, depth 0
-once, then the chains a chunk at a time against its cached keys and values. See docs/training_at_scale.md.
+`partition`, the paper's Algorithm 1, one pass per segment of the sequence with its context recomputed; `stream`,
+depth 0 once, then the chains a chunk at a time against its cached keys and values. See docs/training_at_scale.md.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ computed twice, and memory is S rows plus one chunk, whatever the number of dept
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -100,7 +101,7 @@ def _chunks(step: Step, chunk_rows: int) -> Iterator[Tensor]:
     depth = step.elements.depth
     starts = [*(depth == 0).nonzero().squeeze(-1).tolist(), len(depth)]
     low = 0
-    for chain_start, chain_stop in zip(starts[:-1], starts[1:], strict=True):
+    for chain_start, chain_stop in pairwise(starts):
         if chain_stop - low > chunk_rows and chain_start > low:
             yield torch.arange(low, chain_start, device=depth.device)
             low = chain_start

@@ -55,7 +55,7 @@ def test_what_each_adds_to_the_shared_state(name):
 
 def test_regularisation_starts_at_a_tenth_and_drops_a_tenth():
     drafter = PEagleDrafter(tiny_config(hidden_state_design="regularised_ntp"))
-    assert float(drafter.hidden_design.alpha) == pytest.approx(0.1)
+    assert drafter.hidden_design.alpha.item() == pytest.approx(0.1)
     assert drafter.hidden_design.dropout.p == 0.1
     states = torch.ones(500, drafter.config.hidden_size)
     with torch.no_grad():

@@ -42,7 +42,7 @@ def test_scores_depend_on_the_distance_alone():
 
 
 def test_the_exceptions_exist():
-    # q = k in the first plane alone: s(delta) = cos(delta * w), w = 1, so distances 0 and 44 (seven turns, nearly) meet.
+    # q = k in the first plane alone: s(delta) = cos(delta), so distances 0 and 44 (seven turns, nearly) meet.
     q = torch.zeros(32, dtype=torch.float64)
     q[0] = 1.0
     s = scores(q, q, 0, 45, 32)
