@@ -39,7 +39,9 @@ class DraftRows:
     valid: Tensor
 
 
-def rows_after_verify(next_token_ids: Tensor, accept_lens: Tensor, num_draft_tokens: int, mask_token_id: int) -> DraftRows:
+def rows_after_verify(
+    next_token_ids: Tensor, accept_lens: Tensor, num_draft_tokens: int, mask_token_id: int
+) -> DraftRows:
     """2K rows per request: accept_lens[i] real ones, K-1 masks, padding.
 
     next_token_ids: int64[bs * (K+1)], the target's choice after each verified row (the last accepted one is the bonus

@@ -85,9 +85,7 @@ class Layer(nn.Module):
         self.norm_residual = config.norm_before_residual
         in_size = 2 * size if self.fused else size
         self.self_attn = Attention(config, in_size, layer_id, quant_config, add_prefix("self_attn", prefix))
-        self.mlp = LlamaMLP(
-            size, config.intermediate_size, config.hidden_act, quant_config, add_prefix("mlp", prefix)
-        )
+        self.mlp = LlamaMLP(size, config.intermediate_size, config.hidden_act, quant_config, add_prefix("mlp", prefix))
         self.input_layernorm = RMSNorm(size, eps=eps)
         self.post_attention_layernorm = RMSNorm(size, eps=eps)
         if self.fused:
@@ -106,6 +104,8 @@ class Layer(nn.Module):
 
 
 class PEagleModel(nn.Module):
+    mask_fused: Tensor
+
     def __init__(self, config: PEagleConfig, quant_config, prefix: str) -> None:
         super().__init__()
         eps = config.rms_norm_eps
@@ -188,7 +188,7 @@ class PEagleForCausalLM(nn.Module):
         for part, (fused, shard) in STACKED.items():
             if f".{part}." in name:
                 parameter = parameters[name.replace(part, fused)]
-                parameter.weight_loader(parameter, tensor, shard)
+                parameter.weight_loader(parameter, tensor, shard)  # type: ignore[attr-defined]
                 return
         parameter = parameters[name]
         getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)

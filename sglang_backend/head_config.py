@@ -54,7 +54,9 @@ def load_nested_config(get_config, model: str, *args, **kwargs):
     from transformers import LlamaConfig
 
     config = PEagleConfig.from_pretrained(model)
-    return LlamaConfig(**flat_config_dict(config), name_or_path=str(model))
+    flat = LlamaConfig(**flat_config_dict(config))
+    flat.name_or_path = str(model)
+    return flat
 
 
 def normalise(_result, model_config) -> None:
@@ -81,6 +83,4 @@ def install() -> None:
     alias = "sglang.srt.arg_groups.speculative_hook._resolve_speculative_algorithm_alias"
     HookRegistry.register(alias, check_head, HookType.BEFORE)
     HookRegistry.register("sglang.srt.utils.hf_transformers_utils.get_config", load_nested_config, HookType.AROUND)
-    HookRegistry.register(
-        "sglang.srt.configs.model_config.ModelConfig._config_draft_model", normalise, HookType.AFTER
-    )
+    HookRegistry.register("sglang.srt.configs.model_config.ModelConfig._config_draft_model", normalise, HookType.AFTER)

@@ -45,7 +45,7 @@ class ScratchSlots:
             row = self.req_to_token[request]
             if own:
                 row[length : length + own] = row[length - 1] + 1 + torch.arange(own, device=row.device)
-            if more:
+            if more and self.taken is not None:
                 row[length + own : length + masks] = self.taken[start : start + more]
             start += page_count * self.page_size
         return True

@@ -1,4 +1,4 @@
-"""Server arguments under PEAGLE: fill in K from the head, and refuse what cannot work in one sentence, before any load."""
+"""Server arguments under PEAGLE: K comes from the head; what cannot work is refused in a sentence, before any load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run `python -m sglang.launch_server` as a child process and talk to it over HTTP: for the demo, benchmarks and tests."""
+"""Run `python -m sglang.launch_server` as a child and talk to it over HTTP: for the demo, benchmarks and tests."""
 
 from __future__ import annotations
 

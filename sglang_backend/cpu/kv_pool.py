@@ -1,4 +1,4 @@
-"""SGLang's KV pool without the Triton kernel that moves KV between slots: only tree drafts move KV, and chains never do."""
+"""SGLang's KV pool without the Triton kernel that moves KV between slots: only tree drafts need it, chains never."""
 
 from __future__ import annotations
 

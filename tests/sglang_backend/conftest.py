@@ -9,7 +9,7 @@ from servers import overfit_head, peagle, save_random_head, save_target, serve
 from tools.server import Server
 
 TRAINED = [[i * 7 % 250 + j for j in range(3 + i)] for i in range(4)]  # prompts the over-fitted head knows
-LENGTH = 60
+LENGTH = 61
 
 
 def mixed_prompts() -> list[list[int]]:
@@ -29,7 +29,7 @@ def models(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("models")
     save_target(root / "target")
     save_random_head(root / "random")
-    overfit_head(root / "overfit", root / "target", TRAINED, LENGTH)
+    overfit_head(root / "overfit", root / "target", TRAINED, LENGTH + 8)  # the last step drafts past the end
     return root
 
 

@@ -49,11 +49,11 @@ def save_target(directory: Path, num_layers: int = 8) -> None:
 
 
 def drafter_config(**changes) -> PEagleConfig:
-    shape = dict(
-        vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, mask_token_id=258, aux_layer_ids=AUX_IDS, num_depths=5,
-        max_position_embeddings=CONTEXT,
-    )  # fmt: skip
+    shape = {
+        "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "mask_token_id": 258, "aux_layer_ids": AUX_IDS,
+        "num_depths": 5, "max_position_embeddings": CONTEXT,
+    }  # fmt: skip
     return PEagleConfig(**{**shape, **changes})
 
 
@@ -72,23 +72,23 @@ def overfit_head(directory: Path, target_dir: Path, prompts: list[list[int]], le
     drafter.embed_tokens.weight.data.copy_(target.get_input_embeddings().weight)
     drafter.lm_head.weight.data.copy_(target.get_output_embeddings().weight)
     batches = [greedy_batch(target, prompt, length) for prompt in prompts]
-    optimizer = torch.optim.AdamW(drafter.parameters(), lr=3e-3)
-    for step in range(250):
-        for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * (1 - step / 250)
+    optimizer = torch.optim.AdamW(drafter.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=120, pct_start=0.1)
+    for _ in range(120):
         for batch in batches:
             elements = sample_elements(batch.loss_mask, batch.doc_ids, num_depths, 1.0)
-            loss_and_backward(drafter, batch, elements, target_head=target_head(target))
+            loss_and_backward(drafter, batch, elements, target_head=target_head(target), loss="ce")
+        torch.nn.utils.clip_grad_norm_(drafter.parameters(), 1.0)
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
     save_drafter(drafter, directory, torch.float32)
 
 
 @torch.no_grad()
 def greedy_batch(target: LlamaForCausalLM, prompt: list[int], length: int) -> Batch:
-    ids = target.generate(
-        torch.tensor([prompt]), max_new_tokens=length, min_new_tokens=length, do_sample=False
-    )[0]
+    target.generation_config.eos_token_id = None  # as the server's ignore_eos: the end token is a token like any other
+    ids = target.generate(torch.tensor([prompt]), max_new_tokens=length, do_sample=False)[0]
     output, aux = run_target(target, ids[None], AUX_IDS)
     generated = torch.arange(len(ids)) >= len(prompt)
     return Batch(ids, aux[0], output.hidden_states[-1][0], generated, torch.zeros_like(ids))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("sglang")
 
-from sglang_backend.draft_inputs import rows_after_prefill, rows_after_verify  # noqa: E402
+from sglang_backend.draft_inputs import rows_after_prefill, rows_after_verify
 
 MASK = 999
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 from conftest import LENGTH, TRAINED, ask_all, mixed_prompts
-from servers import peagle, serve
+from servers import CONTEXT, peagle, serve
 
 pytestmark = pytest.mark.slow
 
@@ -34,11 +34,10 @@ def test_an_overfitted_head_is_accepted_almost_always(overfit_server, expected):
     before = overfit_server.counters()
     answers = ask_all(overfit_server, TRAINED, LENGTH, 1)
     after = overfit_server.counters()
-    steps = sum(a["meta_info"]["spec_verify_ct"] for a in answers)
-    # The first token comes from prefill; the rest from the steps.
-    accept_length = sum(len(a["output_ids"]) - 1 for a in answers) / steps
-    assert accept_length >= 0.95 * 6 * (LENGTH - 1) / (6 * -(-(LENGTH - 1) // 6))  # the last step is cut by the limit
-    assert all(a["meta_info"]["spec_accept_length"] > 5 for a in answers)
+    # Every step but a request's last, which the length limit cuts short, accepts all K drafts and the bonus token.
+    histogram = [sum(h) for h in zip(*(a["meta_info"]["spec_correct_drafts_histogram"] for a in answers), strict=True)]
+    accept_length = 1 + sum(correct * steps for correct, steps in enumerate(histogram)) / sum(histogram)
+    assert accept_length >= 0.95 * 6
     passes = after["decode_drafter_passes"] - before["decode_drafter_passes"]
     assert passes == after["decode_steps"] - before["decode_steps"]
 
@@ -77,21 +76,15 @@ def test_it_survives_bad_and_odd_requests(overfit_server, expected):
 
 
 def test_generation_up_to_the_context_limit(overfit_server):
-    info = overfit_server.http.get("/server_info").json()
-    limit = info["max_req_input_len"] if "max_req_input_len" in info else 512
+    """The longest request SGLang admits runs to its end: the mask rows near the limit write nowhere they must not."""
     prompt = [7] * 300
-    refused = None
-    for new_tokens in range(512 - 300, 180, -1):
-        answer = overfit_server.http.post(
-            "/generate",
-            json={"input_ids": prompt, "sampling_params": {"max_new_tokens": new_tokens, "ignore_eos": True, "temperature": 0}},
-        )
+    for new_tokens in range(CONTEXT - len(prompt), CONTEXT - len(prompt) - 40, -1):
+        params = {"max_new_tokens": new_tokens, "ignore_eos": True, "temperature": 0}
+        answer = overfit_server.http.post("/generate", json={"input_ids": prompt, "sampling_params": params})
         if answer.status_code == 200:
-            assert len(answer.json()["output_ids"]) == new_tokens
             break
-        refused = answer
-    else:
-        pytest.fail(f"nothing near the limit was served: {refused and refused.text} ({limit})")
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["output_ids"]) == new_tokens
 
 
 def test_sampling_requests_work_beside_greedy_ones(overfit_server, expected):

@@ -1,4 +1,4 @@
-"""The torch twins of SGLang's kernels, against the plain verification of peagle_core and loops from their descriptions."""
+"""The torch twins of SGLang's kernels, against peagle_core's plain verification and loops from their descriptions."""
 
 from __future__ import annotations
 

@@ -114,9 +114,8 @@ def read_documents(directory: str | Path, side: str) -> list[str]:
 
 
 def prompts(directory: str | Path, side: str, count: int) -> list[list[int]]:
-    """`count` excerpts of PROMPT_TOKENS token ids (BOS included), each starting with a line, spread over the documents.
-
-    Fewer when the side has not that many excerpts.
+    """`count` excerpts of PROMPT_TOKENS token ids (BOS included), spread over the documents; fewer when there are not
+    that many.
     """
     tokenizer = load_tokenizer(directory)
     per_document = [_excerpts(tokenizer, text) for text in read_documents(directory, side)]
@@ -132,17 +131,14 @@ def heldout_prompts(directory: str | Path, count: int) -> list[list[int]]:
 
 
 def _excerpts(tokenizer: PreTrainedTokenizerFast, text: str) -> list[list[int]]:
+    """Excerpts that begin with a definition and do not overlap: behind a list of imports a small model only imports."""
     found = []
-    lines = text.splitlines(keepends=True)
-    start = 0
-    while start < len(lines):
-        stop = start
-        chars = 0
-        while stop < len(lines) and chars < 8 * PROMPT_TOKENS:
-            chars += len(lines[stop])
-            stop += 1
-        ids = tokenizer("".join(lines[start:stop]))["input_ids"]
-        if len(ids) >= PROMPT_TOKENS:
-            found.append(ids[:PROMPT_TOKENS])
-        start = stop
+    position = end = 0
+    for line in text.splitlines(keepends=True):
+        if position >= end and line.lstrip().startswith(("def ", "class ", "async def ")):
+            ids = tokenizer(text[position : position + 8 * PROMPT_TOKENS])["input_ids"][:PROMPT_TOKENS]
+            if len(ids) == PROMPT_TOKENS:
+                found.append(ids)
+                end = position + len(tokenizer.decode(ids, skip_special_tokens=True))
+        position += len(line)
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 PACKAGES = ("peagle", "sglang", "torch", "transformers")
 
@@ -27,7 +27,7 @@ def write_report(directory: Path, runs: list[dict], workload: str) -> None:
     partial = directory / "report.json.partial"
     partial.write_text(json.dumps(report, indent=2) + "\n")
     partial.replace(directory / "report.json")
-    plot(directory / "report.png", runs, f"{workload}\n{report['machine']['cpu']}, CPU reference platform, fp32")
+    plot(directory / "report.png", runs, f"{workload}\n{cpu_name()}, CPU reference platform, fp32")
     print(table(runs))
 
 
