@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from peagle_core.errors import InputError
+from peagle_core.kernels import runs_on
 
 LOSSES = ("kl", "ce")
 CHUNK_ROWS = 1024
@@ -44,15 +45,38 @@ def distillation_loss(
 
 
 def _logits(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight.T in at least float32."""
-    logits = x @ weight.to(x.dtype).T
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return x @ weight.to(x.dtype).T
 
 
-def _target_logits(labels: Labels, index: Tensor) -> Tensor:
-    """[rows, V_d]; each slot is projected once, however many rows of the chunk share it."""
-    slot, row_of = index.unique(return_inverse=True)
-    return _logits(labels.states[slot], labels.target_rows)[row_of]
+def _chunk_loss(
+    draft: Tensor, target: Tensor, target_row: Tensor, weight: Tensor, loss: str, needs_grad: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Sum of the weighted losses, top-1 agreement and gradient of one chunk; the reference for the Triton kernel.
+
+    draft: [rows, V_d] logits; target: [slots, V_d] logits; target_row: int64[rows] into them; weight: [rows].
+    """
+    dtype = torch.promote_types(draft.dtype, torch.float32)
+    log_q, log_p = draft.to(dtype).log_softmax(-1), target.to(dtype).log_softmax(-1)[target_row]
+    top = log_p.argmax(-1)
+    correct = log_q.argmax(-1) == top
+    if loss == "kl":
+        p = log_p.exp()
+        losses = (p * (log_p - log_q)).sum(-1)
+    else:
+        p = torch.zeros_like(log_q).scatter_(-1, top[:, None], 1.0)
+        losses = -log_q.gather(-1, top[:, None])[:, 0]
+    grad = log_q.exp_().sub_(p).mul_(weight[:, None]) if needs_grad else None
+    return (weight * losses).sum(), correct, grad
+
+
+def _chunk_loss_triton(
+    draft: Tensor, target: Tensor, target_row: Tensor, weight: Tensor, loss: str, needs_grad: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`_chunk_loss` in one kernel; the gradient takes the place of the draft logits."""
+    from peagle_core.kernels.distillation import distill
+
+    losses, correct = distill(draft, target, target_row, weight, loss, needs_grad)
+    return losses.sum(), correct, draft if needs_grad else None
 
 
 class _Distillation(torch.autograd.Function):
@@ -63,25 +87,24 @@ class _Distillation(torch.autograd.Function):
         correct = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         grad_head = torch.zeros_like(lm_head) if needs_head else None
-        # Rows that share a slot stand together, so that a chunk projects as few slots as possible.
+        in_kernel = runs_on(hidden.device) and total.dtype == torch.float32
+        chunk_loss = _chunk_loss_triton if in_kernel else _chunk_loss
+        # Rows that share a slot stand together, so that a chunk projects as few slots as possible, each of them once.
         for rows in labels.index.argsort().split(chunk_rows):
-            w = weight[rows].to(total.dtype)
-            log_q = _logits(hidden[rows], lm_head).log_softmax(-1)
-            log_p = _target_logits(labels, labels.index[rows]).log_softmax(-1).to(log_q.dtype)
-            top = log_p.argmax(-1)
-            correct[rows] = log_q.argmax(-1) == top
-            if loss == "kl":
-                p = log_p.exp()
-                total += (w * (p * (log_p - log_q)).sum(-1)).sum()
-            else:
-                p = torch.zeros_like(log_q).scatter_(-1, top[:, None], 1.0)
-                total -= (w * log_q.gather(-1, top[:, None])[:, 0]).sum()
-            if grad_hidden is not None or grad_head is not None:
-                grad = (log_q.exp().sub_(p).mul_(w[:, None])).to(hidden.dtype)
-                if grad_hidden is not None:
-                    grad_hidden[rows] = (grad @ lm_head.to(grad.dtype)).to(grad_hidden.dtype)
-                if grad_head is not None:
-                    grad_head += (grad.T @ hidden[rows]).to(grad_head.dtype)
+            slot, target_row = labels.index[rows].unique(return_inverse=True)
+            draft, target = _logits(hidden[rows], lm_head), _logits(labels.states[slot], labels.target_rows)
+            needs_grad = needs_hidden or needs_head
+            losses, correct[rows], grad = chunk_loss(
+                draft, target, target_row, weight[rows].to(total.dtype), loss, needs_grad
+            )
+            total += losses
+            if grad is None:
+                continue
+            grad = grad.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = (grad @ lm_head.to(grad.dtype)).to(hidden.dtype)
+            if grad_head is not None:
+                grad_head += (grad.T @ hidden[rows]).to(grad_head.dtype)
         ctx.mark_non_differentiable(correct)
         ctx.grads = grad_hidden, grad_head
         return total, correct

@@ -1,6 +1,6 @@
 """Attention over elements, behind one function: `make_attention(elements, doc_ids, backend)`.
 
-`dense` is the reference (one N x N mask); `sdpa` costs N x S scores and never builds that mask.
+`dense` is the reference (one N x N mask); `sdpa` and `triton` cost N x S scores and never build that mask.
 """
 
 from __future__ import annotations
@@ -10,10 +10,15 @@ from torch import Tensor
 from peagle_core.attention.base import ElementAttention
 from peagle_core.attention.dense import DenseAttention
 from peagle_core.attention.sdpa import SdpaAttention
+from peagle_core.attention.triton import TritonAttention
 from peagle_core.elements import Elements
 from peagle_core.errors import InputError
 
-BACKENDS: dict[str, type[ElementAttention]] = {"dense": DenseAttention, "sdpa": SdpaAttention}
+BACKENDS: dict[str, type[ElementAttention]] = {
+    "dense": DenseAttention,
+    "sdpa": SdpaAttention,
+    "triton": TritonAttention,
+}
 
 __all__ = ["BACKENDS", "ElementAttention", "make_attention"]
 
