@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 from peagle_core.checkpoint import load_drafter
 from tools.demo import corpus
-from tools.demo.corpus import PROMPT_TOKENS, bare_code, build_corpus, heldout_prompts, load_tokenizer, prompts
+from tools.demo.corpus import PROMPT_TOKENS, build_corpus, heldout_prompts, load_tokenizer, prompts
 from tools.demo.head import HeadRecipe, build_generations, build_head
 from tools.demo.target import TargetRecipe, build_target
 
@@ -36,29 +36,15 @@ HEAD = HeadRecipe(
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Corpus, target and head of two packages; one file in three held out."""
+    """Corpus, target and head of a few tables; one file in three held out."""
     directory = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "PACKAGES", ("json", "concurrent", "logging"))
+        patch.setattr(corpus, "PATTERN", "encodings/cp12*.py")
         patch.setattr(corpus, "HELDOUT_SHARE", 0.34)
         build_corpus(directory)
         build_target(directory, TARGET)
         build_head(directory, HEAD)
     return directory
-
-
-def test_bare_code_is_the_same_program_without_prose():
-    source = (
-        '"""Doc."""\nx = "a # b"  # comment\n\n\nclass A:\n    """Only a docstring."""\n\n\n'
-        'def f():\n    "doc"\n    return x\n'
-    )
-    code = bare_code(source)
-    assert "oc" not in code
-    assert "comment" not in code
-    space: dict = {}
-    exec(code, space)
-    assert space["f"]() == "a # b"
-    assert isinstance(space["A"], type)
 
 
 def test_no_file_is_on_both_sides(directory):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
 from peagle_core.errors import InputError
-from tools.demo.corpus import load_tokenizer, prompts
+from tools.demo.corpus import heldout_prompts, load_tokenizer, prompts
 from tools.demo.target import build_target
 from trainer.atomic import new_directory
 from trainer.config import load_config
@@ -79,8 +79,12 @@ def build_generations(directory: str | Path, recipe: HeadRecipe = HeadRecipe()) 
     target = LlamaForCausalLM.from_pretrained(build_target(directory)).eval()
     eos = load_tokenizer(directory).eos_token_id
     with new_directory(path) as partial:
-        for side, count in (("heldout", recipe.heldout_prompts), ("train", recipe.train_prompts)):
-            documents = continue_greedily(target, prompts(directory, side, count), recipe, eos)
+        sides = {
+            "heldout": heldout_prompts(directory, recipe.heldout_prompts),
+            "train": prompts(directory, "train", recipe.train_prompts),
+        }
+        for side, starts in sides.items():
+            documents = continue_greedily(target, starts, recipe, eos)
             (partial / f"{side}.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
     return path
 
