@@ -3,6 +3,7 @@ form built once for the longest document and sliced for every other."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,9 @@ def dense_mask(elements: Elements, doc_ids: Tensor) -> Tensor:
     doc = doc_ids[a]
     same_doc = (doc[:, None] == doc[None, :]) & (doc != PADDING_DOC)[:, None]
     return same_doc & may_attend(a[:, None], d[:, None], a[None, :], d[None, :])
+
+
+SELECT_ROWS = 64
 
 
 class AmortizedMask:
@@ -55,7 +59,7 @@ class AmortizedMask:
         return self.full[: length * self.num_depths, : length * self.num_depths]
 
     def select(self, elements: Elements, doc_ids: Tensor) -> Tensor:
-        """bool[N, N] = dense_mask(elements, doc_ids), by picking the rows and columns of the sampled pairs.
+        """bool[N, N] on the CPU = dense_mask(elements, doc_ids), by picking the rows and columns of the sampled pairs.
 
         The packed row may be at most max_length slots long and K deep (ValueError otherwise).
         """
@@ -63,8 +67,13 @@ class AmortizedMask:
         if len(elements) and (int(anchor.max()) >= self.max_length or int(depth.max()) >= self.num_depths):
             raise ValueError(f"an element lies outside the {self.max_length} slots and {self.num_depths} depths")
         pair = anchor * self.num_depths + depth
-        mask = self.full[pair].index_select(1, pair)
-        doc = doc_ids[anchor]
+        mask = torch.empty(len(pair), len(pair), dtype=torch.bool)
+        # NumPy picks columns four times faster than torch does; a few rows at a time, they stay in the cache.
+        full, picked, columns = self.full.numpy(), mask.numpy(), pair.cpu().numpy()
+        for low in range(0, len(columns), SELECT_ROWS):
+            rows = slice(low, low + SELECT_ROWS)
+            np.take(full[columns[rows]], columns, axis=1, out=picked[rows], mode="clip")
+        doc = doc_ids[anchor].cpu()
         if (doc[1:] != doc[:-1]).any() or (doc == PADDING_DOC).any():
             mask &= (doc[:, None] == doc) & (doc != PADDING_DOC)[:, None]
         return mask

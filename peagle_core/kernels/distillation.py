@@ -64,10 +64,7 @@ def distill_rows(
     draft_lse = draft_max + tl.log(draft_sum)
     target_lse = target_max + tl.log(target_sum)
     row_weight = tl.load(WEIGHT + row)
-    if HARD:
-        loss = draft_lse - draft_at_top
-    else:
-        loss = gap_sum / target_sum - target_lse + draft_lse
+    loss = draft_lse - draft_at_top if HARD else gap_sum / target_sum - target_lse + draft_lse
     tl.store(LOSS + row, loss * row_weight)
     tl.store(CORRECT + row, (draft_top == target_top).to(tl.int8))
     if WRITE_GRAD:

@@ -1,4 +1,4 @@
-"""The loss kernel under Triton's interpreter, against the torch chunk; see test_attention_triton.py for the mechanism."""
+"""The loss kernel under Triton's interpreter, against the torch chunk (mechanism: see test_attention_triton.py)."""
 
 from __future__ import annotations
 

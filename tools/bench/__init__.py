@@ -1,0 +1,1 @@
+"""Benchmarks. `python -m tools.bench --help` lists them; docs/benchmarks.md says what was measured and how."""

@@ -1,0 +1,35 @@
+"""python -m tools.bench {train,masks,kernels}: one module per benchmark, with add_arguments(parser) and run(args)."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from peagle_core.errors import InputError
+
+COMMANDS = ("train", "masks", "kernels")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0, or 1 after one sentence about bad input."""
+    parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
+    parsers = parser.add_subparsers(dest="command", required=True)
+    for name in COMMANDS:
+        module = importlib.import_module(f"tools.bench.{name}")
+        what = module.__doc__ or ""
+        plain = argparse.RawDescriptionHelpFormatter
+        module.add_arguments(
+            parsers.add_parser(name, description=what, help=what.split("\n")[0], formatter_class=plain)
+        )
+    args = parser.parse_args(argv)
+    try:
+        importlib.import_module(f"tools.bench.{args.command}").run(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
