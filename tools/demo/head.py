@@ -24,8 +24,8 @@ from trainer.run import run_train
 class HeadRecipe:
     """new_tokens: of each generation; settings: overrides of the trainer's configuration."""
 
-    train_prompts: int = 1536
-    heldout_prompts: int = 32
+    train_prompts: int = 768
+    heldout_prompts: int = 16
     new_tokens: int = 128
     batch_size: int = 64
     settings: tuple[str, ...] = (
@@ -33,12 +33,12 @@ class HeadRecipe:
         "drafter.num_depths=8",
         "data.max_length=192",
         "data.row_length=768",
-        "optim.rows_per_step=4",
-        "optim.epochs=4",
+        "optim.rows_per_step=1",
+        "optim.epochs=2",
         "optim.lr=2e-3",
         "optim.weight_decay=0.01",
         "checkpoint_every=100",
-        "log_every=5",
+        "log_every=20",
         "head_dtype=float32",
         "eval.num_draft_tokens=[5]",
     )

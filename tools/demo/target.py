@@ -27,7 +27,7 @@ class TargetRecipe:
     max_positions: int = 1024
     window: int = 256
     windows_per_step: int = 8
-    steps: int = 900
+    steps: int = 400
     matrix_lr: float = 0.02
     other_lr: float = 4e-3
     seed: int = 0
