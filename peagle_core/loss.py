@@ -48,7 +48,7 @@ def _logits(x: Tensor, weight: Tensor) -> Tensor:
     return x @ weight.to(x.dtype).T
 
 
-def _chunk_loss(
+def chunk_loss(
     draft: Tensor, target: Tensor, target_row: Tensor, weight: Tensor, loss: str, needs_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Sum of the weighted losses, top-1 agreement and gradient of one chunk; the reference for the Triton kernel.
@@ -69,10 +69,10 @@ def _chunk_loss(
     return (weight * losses).sum(), correct, grad
 
 
-def _chunk_loss_triton(
+def chunk_loss_triton(
     draft: Tensor, target: Tensor, target_row: Tensor, weight: Tensor, loss: str, needs_grad: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`_chunk_loss` in one kernel; the gradient takes the place of the draft logits."""
+    """`chunk_loss` in one kernel; the gradient takes the place of the draft logits."""
     from peagle_core.kernels.distillation import distill
 
     losses, correct = distill(draft, target, target_row, weight, loss, needs_grad)
@@ -88,13 +88,13 @@ class _Distillation(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         grad_head = torch.zeros_like(lm_head) if needs_head else None
         in_kernel = runs_on(hidden.device) and total.dtype == torch.float32
-        chunk_loss = _chunk_loss_triton if in_kernel else _chunk_loss
+        loss_of = chunk_loss_triton if in_kernel else chunk_loss
         # Rows that share a slot stand together, so that a chunk projects as few slots as possible, each of them once.
         for rows in labels.index.argsort().split(chunk_rows):
             slot, target_row = labels.index[rows].unique(return_inverse=True)
             draft, target = _logits(hidden[rows], lm_head), _logits(labels.states[slot], labels.target_rows)
             needs_grad = needs_hidden or needs_head
-            losses, correct[rows], grad = chunk_loss(
+            losses, correct[rows], grad = loss_of(
                 draft, target, target_row, weight[rows].to(total.dtype), loss, needs_grad
             )
             total += losses

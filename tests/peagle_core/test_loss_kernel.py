@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from peagle_core.loss import Labels, _chunk_loss, _chunk_loss_triton, distillation_loss
+from peagle_core.loss import Labels, chunk_loss, chunk_loss_triton, distillation_loss
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_under_the_interpreter")
@@ -35,15 +35,15 @@ def test_a_chunk(loss, vocab):
         target[0, 3] = target[0, 1] = 30.0  # equal maxima: the first one counts
         draft[0, 3] = 30.0
     target_row, weight = torch.tensor([0, 0, 1, 2, 3, 3, 1, 0, 2]), torch.linspace(0.1, 2.0, 9)
-    total, correct, grad = _chunk_loss(
+    total, correct, grad = chunk_loss(
         draft.double(), target.double(), target_row, weight.double(), loss, needs_grad=True
     )
-    ours = _chunk_loss_triton(draft.clone(), target, target_row, weight, loss, needs_grad=True)
+    ours = chunk_loss_triton(draft.clone(), target, target_row, weight, loss, needs_grad=True)
     assert float(ours[0]) == pytest.approx(float(total), rel=1e-5, abs=1e-5)
     assert ours[1].tolist() == correct.tolist()
     torch.testing.assert_close(ours[2].double(), grad, rtol=1e-5, atol=1e-6)
     untouched = draft.clone()
-    assert _chunk_loss_triton(untouched, target, target_row, weight, loss, needs_grad=False)[2] is None
+    assert chunk_loss_triton(untouched, target, target_row, weight, loss, needs_grad=False)[2] is None
     assert torch.equal(untouched, draft)
 
 

@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from peagle_core.cod import sample_elements
 from peagle_core.elements import Elements
 from peagle_core.errors import InputError
 from peagle_core.kernels import runs_on
-from peagle_core.loss import _chunk_loss, _chunk_loss_triton
+from peagle_core.loss import chunk_loss, chunk_loss_triton
 from peagle_core.mask import dense_mask, may_attend
 
 
@@ -202,20 +203,20 @@ def loss_rows(shape: Shape, device: torch.device, dtype: torch.dtype, ceilings: 
     draft = torch.randn(rows, shape.draft_vocab, device=device).mul_(3).to(dtype)
     target = torch.randn(rows // 4, shape.draft_vocab, device=device).mul_(3).to(dtype)
     row_of, weight = torch.arange(rows, device=device) // 4, torch.ones(rows, device=device)
-    _, _, exact = _chunk_loss(draft.double(), target.double(), row_of, weight.double(), "kl", True)
+    _, _, exact = chunk_loss(draft.double(), target.double(), row_of, weight.double(), "kl", True)
     assert exact is not None
     # Read twice, written once.
     num_bytes = (3 * draft.numel() + 2 * target.numel()) * draft.element_size()
     floor = ceilings.floor(0, num_bytes)
     results = []
-    for name, chunk_loss in {"triton": _chunk_loss_triton, "torch": _chunk_loss}.items():
+    for name, loss_of in {"triton": chunk_loss_triton, "torch": chunk_loss}.items():
 
-        def work(x: Tensor, chunk_loss=chunk_loss) -> Tensor:
-            return chunk_loss(x, target, row_of, weight, "kl", True)[2]
+        def work(x: Tensor, loss_of: Callable[..., Any] = loss_of) -> Tensor:
+            return loss_of(x, target, row_of, weight, "kl", True)[2]
 
         error = relative_error(work(draft.clone()), exact)
         scratch = draft.clone()
-        ms = milliseconds(lambda work=work, scratch=scratch: work(scratch), device)
+        ms = milliseconds(partial(work, scratch), device)
         results.append({"shape": shape.name, "what": "distillation chunk", "how": name, "ms": ms,
                         "floor_ms": floor, "over_floor": ms / floor, "error": error})  # fmt: skip
     return results
