@@ -1,6 +1,6 @@
 """Training checkpoints: resume continues bit for bit, or refuses.
 
-A checkpoint is a directory step-<n> with drafter.safetensors (fp32 weights), optimizer.safetensors (AdamW's moments by
+A checkpoint is a directory step-<n> with drafter.safetensors (fp32 weights), optimizer.safetensors (the moments by
 parameter name), rng.safetensors and state.json (schedule, position, contract); no pickle. It appears under its name
 only when complete. The contract says what the numbers mean (K, r, layers, mask id, data, ...): resuming under another
 one is refused.
@@ -36,12 +36,21 @@ class TrainState:
     """Everything that changes during training. cod: the generator that draws elements; step: optimizer steps done."""
 
     drafter: PEagleDrafter
-    optimizer: torch.optim.Optimizer
-    scheduler: LambdaLR
+    optimizers: list[torch.optim.Optimizer]
+    schedulers: list[LambdaLR]
     sampler: RowSampler
     cod: torch.Generator
     total_steps: int
     step: int = 0
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.schedulers[0].get_last_lr()[0])
+
+    def optimizer_state(self, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
+        """The moments its optimizer keeps for a parameter: live, and empty before the first step."""
+        (owner,) = (o for o in self.optimizers if any(p is parameter for g in o.param_groups for p in g["params"]))
+        return owner.state[parameter]
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
@@ -58,11 +67,13 @@ def save_checkpoint(directory: Path, state: TrainState, contract: dict[str, Any]
             save_file(_cpu(state.drafter.state_dict()), partial / "drafter.safetensors")
             save_file(_cpu(_moments(state)), partial / "optimizer.safetensors")
             save_file(_rng(state), partial / "rng.safetensors")
-            schedule = {key: value for key, value in state.scheduler.state_dict().items() if key != "lr_lambdas"}
+            schedules = [
+                {key: value for key, value in s.state_dict().items() if key != "lr_lambdas"} for s in state.schedulers
+            ]
             record = {
                 "step": state.step,
                 "sampler_position": state.sampler.position,
-                "scheduler": schedule,
+                "schedules": schedules,
                 "python_random": random.getstate(),
                 "contract": contract,
             }
@@ -85,10 +96,13 @@ def load_checkpoint(path: Path, state: TrainState, contract: dict[str, Any]) -> 
             prefix = f"{name}:"
             own = {key.removeprefix(prefix): t for key, t in moments.items() if key.startswith(prefix)}
             # The step count stays on the CPU, where AdamW keeps it.
-            state.optimizer.state[parameter] = {k: t if k == "step" else t.to(parameter.device) for k, t in own.items()}
-    state.scheduler.load_state_dict({**state.scheduler.state_dict(), **record["scheduler"]})
-    for group, lr in zip(state.optimizer.param_groups, state.scheduler.get_last_lr(), strict=True):
-        group["lr"] = lr
+            state.optimizer_state(parameter).update(
+                {key: t if key == "step" else t.to(parameter.device) for key, t in own.items()}
+            )
+    for optimizer, scheduler, schedule in zip(state.optimizers, state.schedulers, record["schedules"], strict=True):
+        scheduler.load_state_dict({**scheduler.state_dict(), **schedule})
+        for group, lr in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            group["lr"] = lr
     state.step = record["step"]
     state.sampler.position = record["sampler_position"]
     version, values, gauss = record["python_random"]
@@ -138,7 +152,8 @@ def _moments(state: TrainState) -> dict[str, Tensor]:
     return {
         f"{name}:{key}": value
         for name, parameter in state.drafter.named_parameters()
-        for key, value in state.optimizer.state.get(parameter, {}).items()
+        if parameter.requires_grad
+        for key, value in state.optimizer_state(parameter).items()
     }
 
 

@@ -90,8 +90,12 @@ class DrafterConfig(Section):
 
 
 class OptimConfig(Section):
-    """One optimizer step takes rows_per_step packed rows. max_steps, where given, replaces epochs."""
+    """One optimizer step takes rows_per_step packed rows. max_steps, where given, replaces epochs.
 
+    optimizer muon: Muon for the matrices of the layers and fc, AdamW for the rest, at one learning rate.
+    """
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(default=3e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.01, ge=0)

@@ -23,7 +23,7 @@ from peagle_core.training import Batch, charged_elements, loss_and_backward
 from trainer.checkpoints import TrainState, save_checkpoint
 from trainer.config import RunConfig
 from trainer.data.packing import PackedRow
-from trainer.optimizer import make_optimizer, make_scheduler
+from trainer.optimizer import make_optimizers, make_schedulers
 from trainer.progress import Progress
 from trainer.sampler import RowSampler, total_steps
 from trainer.states.base import StateSource
@@ -31,12 +31,12 @@ from trainer.states.base import StateSource
 
 def new_state(config: RunConfig, drafter: PEagleDrafter, num_rows: int) -> TrainState:
     """Everything that changes during training, at step 0."""
-    optimizer = make_optimizer(drafter, config.optim)
+    optimizers = make_optimizers(drafter, config.optim)
     steps = total_steps(num_rows, config.optim.rows_per_step, config.optim.epochs, config.optim.max_steps)
     return TrainState(
         drafter=drafter,
-        optimizer=optimizer,
-        scheduler=make_scheduler(optimizer, config.optim, steps),
+        optimizers=optimizers,
+        schedulers=make_schedulers(optimizers, config.optim, steps),
         sampler=RowSampler(num_rows, config.seed),
         cod=torch.Generator().manual_seed(config.seed),
         total_steps=steps,
@@ -61,7 +61,7 @@ def train(
         while state.step < state.total_steps and not received:
             metrics, norm = train_step(config, state, rows, states)
             if metrics is not None:
-                progress.step(state.step, metrics, norm, float(state.scheduler.get_last_lr()[0]))
+                progress.step(state.step, metrics, norm, state.learning_rate)
             if state.step % config.checkpoint_every == 0 and state.step < state.total_steps:
                 save_checkpoint(checkpoints, state, contract)
         save_checkpoint(checkpoints, state, contract)
@@ -102,9 +102,10 @@ def train_step(
             f"step {state.step + 1} (rows {taken}): the loss is {metrics.loss} and the gradient norm {norm}; "
             f"lower optim.lr, or train from the last checkpoint with another seed"
         )
-    state.optimizer.step()
-    state.scheduler.step()
-    state.optimizer.zero_grad()
+    for optimizer, scheduler in zip(state.optimizers, state.schedulers, strict=True):
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
     state.step += 1
     return metrics, norm
 

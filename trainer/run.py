@@ -98,6 +98,7 @@ def make_contract(config: RunConfig, drafter: PEagleDrafter, rows: list[PackedRo
         "retention": config.drafter.retention,
         "retention_min": config.drafter.retention_min,
         "seed": config.seed,
+        "optimizer": config.optim.optimizer,
         "data": _digest(*(t for row in rows for t in (row.input_ids, row.loss_mask, row.doc_ids))),
     }
 
