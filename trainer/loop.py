@@ -62,9 +62,8 @@ def train(
             metrics, norm = train_step(config, state, rows, states)
             if metrics is not None:
                 progress.step(state.step, metrics, norm, state.learning_rate)
-            if state.step % config.checkpoint_every == 0 and state.step < state.total_steps:
+            if state.step % config.checkpoint_every == 0 or state.step == state.total_steps or received:
                 save_checkpoint(checkpoints, state, contract)
-        save_checkpoint(checkpoints, state, contract)
     return received[0] if received and state.step < state.total_steps else None
 
 

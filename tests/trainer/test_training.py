@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from peagle_core.checkpoint import load_drafter
 from peagle_core.errors import InputError
 from peagle_core.generate import speculate
-from peagle_core.training import loss_and_backward
+from peagle_core.training import MODES, loss_and_backward
 from trainer import loop
 from trainer.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from trainer.config import ConfigError, RunConfig
@@ -272,3 +272,13 @@ def test_tensorboard_has_the_numbers(run_config):
     events.Reload()
     assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
     assert {"train/accuracy_depth_2", "train/expected_accept_length", "train/lr"} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "flat"])
+def test_every_mode_takes_the_same_step(run_config, mode):
+    steps = []
+    for config in (run_config, changed(run_config, mode=mode)):
+        state, rows, states, _ = build(config)
+        metrics, norm = train_step(config, state, rows, states)
+        steps.append((metrics.loss, norm))
+    assert steps[0] == pytest.approx(steps[1], rel=1e-4)
