@@ -7,6 +7,7 @@ steps no scratch is needed: the scheduler's reservation covers the mask rows (al
 from __future__ import annotations
 
 import torch
+from sglang.srt.mem_cache.common import evict_from_tree_cache
 from torch import Tensor
 
 
@@ -18,6 +19,7 @@ class ScratchSlots:
 
     def __init__(self, batch, allocator, req_to_token: Tensor, lengths: list[int], masks: list[int]) -> None:
         self.allocator, self.page_size = allocator, allocator.page_size
+        self.tree_cache = batch.tree_cache
         self.req_to_token = req_to_token
         self.requests = batch.req_pool_indices_cpu.tolist()
         self.lengths, self.masks = lengths, masks
@@ -32,8 +34,8 @@ class ScratchSlots:
         extra = [m - self._own(n, m) for n, m in zip(self.lengths, self.masks, strict=True)]
         pages = [-(-e // self.page_size) for e in extra]
         if sum(pages):
-            if self.allocator.available_size() < sum(pages) * self.page_size:
-                return False
+            # After a while the pool is full of cached prefixes; they give way, running requests do not.
+            evict_from_tree_cache(self.tree_cache, sum(pages) * self.page_size)
             self.taken = self.allocator.alloc(sum(pages) * self.page_size)
             if self.taken is None:
                 return False

@@ -12,7 +12,14 @@ pytestmark = pytest.mark.slow
 def test_eagle3_serves_losslessly(models, expected, tmp_path):
     save_random_head(tmp_path / "head", num_hidden_layers=1)  # an EAGLE-3 head that ignores its mask_hidden
     arguments = ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(tmp_path / "head")]
-    arguments += ["--speculative-num-steps", "3", "--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", "4"]
+    arguments += [
+        "--speculative-num-steps",
+        "3",
+        "--speculative-eagle-topk",
+        "1",
+        "--speculative-num-draft-tokens",
+        "4",
+    ]
     with serve(models / "target", tmp_path / "log", *arguments) as server:
         for concurrency in (1, 4):
             answers = ask_all(server, mixed_prompts(), LENGTH, concurrency)

@@ -30,6 +30,17 @@ def test_a_random_head_never_changes_the_output(models, expected, tmp_path, num_
         assert counters["decode_drafter_passes"] == counters["decode_steps"] > 0
 
 
+def test_a_full_pool_evicts_prefixes_and_stays_lossless(models, expected, tmp_path):
+    """600 KV slots for prompts and answers of some 1,000 tokens, twice: mask rows find their slots by eviction."""
+    with serve(
+        models / "target", tmp_path / "log", *peagle(models / "overfit", 5), "--max-total-tokens", "600"
+    ) as server:
+        for _ in range(2):
+            answers = ask_all(server, mixed_prompts(), LENGTH, 10)
+            assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in mixed_prompts()]
+        assert server.counters()["prefills_without_masks"] == 0
+
+
 def test_an_overfitted_head_is_accepted_almost_always(overfit_server, expected):
     before = overfit_server.counters()
     answers = ask_all(overfit_server, TRAINED, LENGTH, 1)
