@@ -24,7 +24,7 @@ from trainer.run import run_train
 class HeadRecipe:
     """new_tokens: of each generation; settings: overrides of the trainer's configuration."""
 
-    train_prompts: int = 768
+    train_prompts: int = 1536
     heldout_prompts: int = 16
     new_tokens: int = 128
     batch_size: int = 64
@@ -34,8 +34,9 @@ class HeadRecipe:
         "data.max_length=192",
         "data.row_length=768",
         "optim.rows_per_step=1",
-        "optim.epochs=2",
-        "optim.lr=2e-3",
+        "optim.epochs=1",
+        "optim.optimizer=muon",
+        "optim.lr=4e-3",
         "optim.weight_decay=0.01",
         "checkpoint_every=100",
         "log_every=20",
