@@ -16,6 +16,7 @@ from peagle_core.kernels import runs_on
 
 LOSSES = ("kl", "ce")
 CHUNK_ROWS = 1024
+CPU_CHUNK_LOGITS = 2**20  # a few megabytes per tensor stay in the cache
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,24 @@ class Labels:
 
 
 def distillation_loss(
-    hidden: Tensor, lm_head: Tensor, labels: Labels, weight: Tensor, loss: str = "kl", chunk_rows: int = CHUNK_ROWS
+    hidden: Tensor,
+    lm_head: Tensor,
+    labels: Labels,
+    weight: Tensor,
+    loss: str = "kl",
+    chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of the rows' losses, and which rows' top-1 equals the target's.
 
-    hidden: [M, H], normed; lm_head: [V_d, H]; weight: float[M]. Returns (scalar in fp32 or fp64, bool[M]).
-    Gradients flow to hidden and lm_head. Raises InputError on an unknown loss.
+    hidden: [M, H], normed; lm_head: [V_d, H]; weight: float[M]; chunk_rows: rows whose logits exist at a time, by
+    default at most 1024. Returns (scalar in fp32 or fp64, bool[M]). Gradients flow to hidden and lm_head. Raises
+    InputError on an unknown loss.
     """
     if loss not in LOSSES:
         raise InputError(f"unknown loss {loss!r}; choose from {', '.join(LOSSES)}")
+    if chunk_rows is None:
+        cached = max(64, CPU_CHUNK_LOGITS // len(lm_head))
+        chunk_rows = min(CHUNK_ROWS, cached) if hidden.device.type == "cpu" else CHUNK_ROWS
     return _Distillation.apply(hidden, lm_head, labels, weight, loss, chunk_rows)
 
 
@@ -56,12 +66,12 @@ def chunk_loss(
     draft: [rows, V_d] logits; target: [slots, V_d] logits; target_row: int64[rows] into them; weight: [rows].
     """
     dtype = torch.promote_types(draft.dtype, torch.float32)
-    log_q, log_p = draft.to(dtype).log_softmax(-1), target.to(dtype).log_softmax(-1)[target_row]
-    top = log_p.argmax(-1)
+    log_q, log_p = draft.to(dtype).log_softmax(-1), target.to(dtype).log_softmax(-1)
+    top = log_p.argmax(-1)[target_row]
     correct = log_q.argmax(-1) == top
     if loss == "kl":
-        p = log_p.exp()
-        losses = (p * (log_p - log_q)).sum(-1)
+        p = log_p.exp()[target_row]
+        losses = (log_p[target_row].sub_(log_q)).mul_(p).sum(-1)
     else:
         p = torch.zeros_like(log_q).scatter_(-1, top[:, None], 1.0)
         losses = -log_q.gather(-1, top[:, None])[:, 0]

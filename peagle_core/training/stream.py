@@ -20,7 +20,8 @@ from peagle_core.errors import InputError
 from peagle_core.training.memory import chunk_rows_within
 from peagle_core.training.step import Step
 
-CHUNK_ROWS = 8192
+# Large enough to keep a GPU busy; small enough that a CPU's allocator reuses its memory.
+GPU_CHUNK_ROWS, CPU_CHUNK_ROWS = 8192, 2048
 
 
 class Cut:
@@ -73,7 +74,8 @@ def stream(step: Step, chunk_rows: int | None, memory_budget: int | None) -> Non
     context = {layer: (cut.leaf(k), cut.leaf(v)) for layer, (k, v) in cache.items()}
     slot_of = (~is_mask).cumsum(0) - 1
 
-    for rows in _chunks(step, chunk_rows or CHUNK_ROWS):
+    default = CPU_CHUNK_ROWS if slots.device.type == "cpu" else GPU_CHUNK_ROWS
+    for rows in _chunks(step, chunk_rows or default):
         if not step.charged[rows].any():
             continue
         real_rows, chain_rows = rows[~is_mask[rows]], rows[is_mask[rows]]

@@ -25,7 +25,7 @@ SHAPES = {64: {"head_dim": 16, "vocab": 512}, 256: {"head_dim": 64, "vocab": 409
 OURS: dict[str, dict[str, Any]] = {
     "flat": {"mode": "flat"},
     "partition": {"mode": "partition", "num_segments": 4},
-    "stream": {"mode": "stream", "chunk_rows": 4096},
+    "stream": {"mode": "stream"},
     "dense": {"mode": "flat", "attention": "dense"},
 }
 PEER = "peer"
