@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from peagle_core.errors import InputError
-from tools.demo.corpus import heldout_prompts
+from tools.demo.corpus import heldout_prompts, shared_with_training
 from tools.demo.head import build_head
 from tools.demo.target import build_target
 
@@ -48,7 +48,11 @@ def serve_and_report(directory: Path) -> int:
 
     prompts = heldout_prompts(directory, REQUESTS)
     runs = measure(directory, prompts, NEW_TOKENS)
-    workload = f"{REQUESTS} held-out prompts x {NEW_TOKENS} greedy tokens, tiny target trained by this demo"
+    shared = shared_with_training(directory, prompts)
+    workload = (
+        f"{REQUESTS} prompts from held-out files x {NEW_TOKENS} greedy tokens, tiny target trained by this demo; "
+        f"the text of {shared} prompts also stands in a training file"
+    )
     write_report(directory, runs, workload)
     print(f"\nreport: {directory / 'report.json'} and {directory / 'report.png'}")
     different = [run for run in runs if run["outputs_equal"] < 1.0]

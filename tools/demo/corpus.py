@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,13 +106,15 @@ def prompts(directory: str | Path, side: str, count: int) -> list[list[int]]:
 
 
 def heldout_prompts(directory: str | Path, count: int) -> list[list[int]]:
-    """Prompts from files that neither the target nor the head has seen, and whose text is in none that they have seen:
-    the tables share many lines.
-    """
+    """Prompts from files that neither the target nor the head has seen (see `shared_with_training`)."""
+    return prompts(directory, "heldout", count)
+
+
+def shared_with_training(directory: str | Path, found: list[list[int]]) -> int:
+    """How many of the prompts have a text that also stands in a training file: the tables share many lines."""
     tokenizer = load_tokenizer(directory)
     seen = "\n".join(read_documents(directory, "train"))
-    unseen = [p for p in prompts(directory, "heldout", sys.maxsize) if tokenizer.decode(p[1:]) not in seen]
-    return unseen[:count]
+    return sum(tokenizer.decode(prompt[1:]) in seen for prompt in found)
 
 
 def _excerpts(tokenizer: PreTrainedTokenizerFast, text: str) -> list[list[int]]:
