@@ -37,6 +37,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="already inside")
 def test_under_the_interpreter():
     pytest.importorskip("triton")
