@@ -205,8 +205,5 @@ class PEagleForCausalLM(nn.Module):
         if "lm_head.weight" not in self.own:
             self.lm_head.weight = head
 
-    def get_hot_token_id(self) -> Tensor | None:
-        return self.hot_token_id
-
 
 EntryClass = [PEagleForCausalLM]

@@ -45,7 +45,6 @@ class TorchSdpaBackend(AttentionBackend):
             rows.append(_Rows(start, start + length, slots, mask))
             start += length
         self.rows = rows
-        self.windows: dict[int, list[Tensor]] = {}
 
     def _extents(self, batch) -> tuple[list[int], list[int]]:
         """Per request: keys before this pass, rows in it."""

@@ -1,7 +1,7 @@
 """Torch twins of SGLang's Triton and CUDA helpers on the speculative path, for chains (topk = 1).
 
 Each takes the arguments of the function it stands in for and writes the same outputs; `install` puts them in place.
-Drafts are chains here, never trees: the platform refuses `--speculative-eagle-topk` above 1.
+Drafts are chains here, never trees: PEAGLE refuses `--speculative-eagle-topk` above 1; with EAGLE3 do not set it.
 """
 
 from __future__ import annotations
