@@ -26,7 +26,11 @@ class Server:
     def generate(self, input_ids: list[int], max_new_tokens: int, **sampling: object) -> dict:
         """One request through SGLang's native endpoint, greedy unless `sampling` says otherwise -> its JSON answer."""
         params = {"max_new_tokens": max_new_tokens, "temperature": 0, "ignore_eos": True, **sampling}
-        answer = self.http.post("/generate", json={"input_ids": input_ids, "sampling_params": params})
+        return self.post("/generate", {"input_ids": input_ids, "sampling_params": params})
+
+    def post(self, path: str, body: dict) -> dict:
+        """Raises httpx.HTTPStatusError when the server refuses."""
+        answer = self.http.post(path, json=body)
         answer.raise_for_status()
         return answer.json()
 

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from servers import overfit_head, peagle, save_random_head, save_target, serve
+from byte_models import overfit_head, save_random_head, save_target
+from servers import peagle, serve
+from transformers import AutoTokenizer
 
 from tools.server import Server
 
 TRAINED = [[i * 7 % 250 + j for j in range(3 + i)] for i in range(4)]  # prompts the over-fitted head knows
 LENGTH = 61
+PHRASE_PROMPT = [200, 201, 202]
+PHRASE = "the quick brown fox jumps over a dog"  # what a grammar forces, and the over-fitted head knows
 
 
 def mixed_prompts() -> list[list[int]]:
@@ -29,16 +35,63 @@ def models(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("models")
     save_target(root / "target")
     save_random_head(root / "random")
-    overfit_head(root / "overfit", root / "target", TRAINED, LENGTH + 8)  # the last step drafts past the end
+    tokenizer = AutoTokenizer.from_pretrained(root / "target")
+    phrase = (PHRASE_PROMPT, [*tokenizer.encode(PHRASE), tokenizer.eos_token_id])
+    overfit_head(
+        root / "overfit",
+        root / "target",
+        TRAINED,
+        LENGTH + 8,
+        forced=(phrase,),  # the last step drafts past the end
+    )
     return root
 
 
+@dataclass(frozen=True)
+class Plain:
+    """What the same server answers without speculation, asked one at a time: mixed_prompts(), and FEATURES by name."""
+
+    outputs: dict[tuple[int, ...], list[int]]
+    answers: dict[str, dict]
+
+
 @pytest.fixture(scope="session")
-def expected(models, tmp_path_factory) -> dict[tuple[int, ...], list[int]]:
-    """Greedy output of the same server without speculation, asked one at a time."""
+def plain(models, tmp_path_factory) -> Plain:
     with serve(models / "target", tmp_path_factory.mktemp("none") / "log") as server:
         answers = ask_all(server, mixed_prompts(), LENGTH, 1)
-    return {tuple(p): a["output_ids"] for p, a in zip(mixed_prompts(), answers, strict=True)}
+        outputs = {tuple(p): a["output_ids"] for p, a in zip(mixed_prompts(), answers, strict=True)}
+        requests = feature_requests(outputs[tuple(TRAINED[0])])
+        return Plain(outputs, {name: server.post("/generate", body) for name, body in requests.items()})
+
+
+@pytest.fixture(scope="session")
+def expected(plain) -> dict[tuple[int, ...], list[int]]:
+    return plain.outputs
+
+
+def feature_requests(known: list[int]) -> dict[str, dict]:
+    """Greedy requests that use what SGLang offers. known: the unconstrained continuation of the same prompt."""
+
+    def request(more: dict | None = None, **sampling) -> dict:
+        params = {"temperature": 0, "max_new_tokens": 40, "ignore_eos": True, **sampling}
+        return {"input_ids": TRAINED[0], "sampling_params": params, **(more or {})}
+
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+    }
+    return {
+        "logprobs": request({"return_logprob": True, "top_logprobs_num": 3, "logprob_start_len": 0}),
+        "one stop token": request(stop_token_ids=[known[7]]),
+        "two stop tokens": request(stop_token_ids=[known[13], known[12]]),
+        "stop string": request(stop=[chr(c) for c in range(33, 127) if c in known[5:]][:3]),
+        "regex": request(regex="[a-f]{5}-[0-9]{10,20}", ignore_eos=False),
+        "a phrase": request({"input_ids": PHRASE_PROMPT}, regex=PHRASE, ignore_eos=False),
+        "json schema": request(json_schema=json.dumps(schema), ignore_eos=False),
+        "logit bias": request(logit_bias={"65": 12.0}),
+        "no more than 1": request(max_new_tokens=1),
+    }
 
 
 @pytest.fixture(scope="session")

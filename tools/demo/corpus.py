@@ -114,7 +114,7 @@ def shared_with_training(directory: str | Path, found: list[list[int]]) -> int:
     """How many of the prompts have a text that also stands in a training file: the tables share many lines."""
     tokenizer = load_tokenizer(directory)
     seen = "\n".join(read_documents(directory, "train"))
-    return sum(tokenizer.decode(prompt[1:]) in seen for prompt in found)
+    return sum(str(tokenizer.decode(prompt[1:])) in seen for prompt in found)
 
 
 def _excerpts(tokenizer: PreTrainedTokenizerFast, text: str) -> list[list[int]]:
