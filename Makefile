@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 .PHONY: demo test test-fast lint help
 
 help:
-	@echo "make demo       train a P-EAGLE head and serve it with SGLang on this machine's CPU (about 15 minutes)"
+	@echo "make demo       train a P-EAGLE head and serve it with SGLang on this machine's CPU (about 10 minutes)"
 	@echo "make test       the whole test suite (under 25 minutes on 2 cores)"
 	@echo "make test-fast  without the tests that start servers or train (under 2 minutes)"
 	@echo "make lint       ruff and mypy"
