@@ -21,7 +21,6 @@ MAX_RUNNING_REQUESTS = 48  # SGLang's own default for its EAGLE family
 # server argument -> (value that is fine, what to do instead)
 UNSUPPORTED = {
     "speculative_adaptive": (False, "drop --speculative-adaptive"),
-    "speculative_use_rejection_sampling": (False, "drop --speculative-use-rejection-sampling; sampling is lossless"),
     "enable_multi_layer_eagle": (False, "drop --enable-multi-layer-eagle; a P-EAGLE head has its own layers"),
     "enable_dp_attention": (False, "drop --enable-dp-attention"),
     "pp_size": (1, "use --tp-size instead of --pp-size"),
@@ -43,6 +42,7 @@ def validate(server_args) -> None:
     if server_args.load_format != "dummy":
         read_tensors(head, config)  # every tensor there, of the right shape and finite
     _set_num_draft_tokens(server_args, config)
+    _check_rejection_sampling(server_args)
 
 
 def _check_target(head: Path, config: PEagleConfig, server_args) -> None:
@@ -78,6 +78,19 @@ def _set_num_draft_tokens(server_args, config: PEagleConfig) -> None:
     server_args.speculative_num_steps = num_draft_tokens
     server_args.speculative_num_draft_tokens = num_draft_tokens + 1
     server_args.speculative_eagle_topk = 1
+
+
+def _check_rejection_sampling(server_args) -> None:
+    """SGLang checks its own EAGLE family only."""
+    if not server_args.speculative_use_rejection_sampling:
+        return
+    single, acc = server_args.speculative_accept_threshold_single, server_args.speculative_accept_threshold_acc
+    if (single, acc) != (1.0, 1.0):
+        raise InputError(
+            "--speculative-use-rejection-sampling is exact: drop --speculative-accept-threshold-single and -acc"
+        )
+    if server_args.enable_deterministic_inference and not str(server_args.device).startswith("cuda"):
+        raise InputError("--enable-deterministic-inference with --speculative-use-rejection-sampling needs CUDA")
 
 
 def apply_defaults(server_args) -> None:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
+from sglang.srt.runtime_context import get_spec
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.draft_utils import DraftBackendFactory
 from sglang.srt.speculative.eagle_info import EagleDraftInput
@@ -20,7 +21,7 @@ from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input,
 from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
 from torch import Tensor
 
-from sglang_backend import recorder
+from sglang_backend import proposals, recorder
 from sglang_backend.draft_inputs import (
     PADDING_SLOT,
     DraftExtendInput,
@@ -28,6 +29,7 @@ from sglang_backend.draft_inputs import (
     rows_after_prefill,
     rows_after_verify,
 )
+from sglang_backend.min_p import MinP
 from sglang_backend.scratch_slots import ScratchSlots
 
 
@@ -48,6 +50,20 @@ class PEagleDraftWorker(EagleDraftWorker):
         self.recorder = recorder.from_environment()
         self.num_drafts = self.speculative_num_steps
         self.mask_token_id = self.draft_runner.model.head.mask_token_id
+        self.samples_drafts = get_spec().speculative_use_rejection_sampling
+
+    def alloc_memory_pool(
+        self, memory_pool_config=None, req_to_token_pool=None, token_to_kv_pool_allocator=None
+    ) -> None:
+        """EAGLE's, without its refusal of a draft vocabulary under rejection sampling (see `proposals`)."""
+        self.req_to_token_pool = req_to_token_pool
+        self.token_to_kv_pool_allocator = token_to_kv_pool_allocator
+        self.draft_worker.alloc_memory_pool(
+            memory_pool_config=memory_pool_config,
+            req_to_token_pool=req_to_token_pool,
+            token_to_kv_pool_allocator=token_to_kv_pool_allocator,
+        )
+        self.init_lm_head()
 
     def init_lm_head(self) -> None:
         embed, head = self._resolve_shared_embed_and_head()
@@ -79,7 +95,7 @@ class PEagleDraftWorker(EagleDraftWorker):
             self._topk1_parents_prealloc[:bs],
             self._topk1_score_indices_prealloc[:bs],
             draft_input.topk_index,
-            None,
+            draft_input.draft_probs,
             target_worker=self.target_worker,
             topk=1,
             num_steps=self.num_drafts,
@@ -188,12 +204,18 @@ class PEagleDraftWorker(EagleDraftWorker):
         self._set_drafts(batch_result.next_draft_input, logits, batch, batch_result.new_seq_lens + 1)
 
     def _set_drafts(self, draft_input: EagleDraftInput, logits: Tensor, batch, known: Tensor) -> None:
-        """Greedy drafts, as target ids. logits: [bs * K, draft vocabulary]; known: tokens each request has so far."""
-        drafts = logits.argmax(-1).view(-1, self.num_drafts)
-        draft_input.topk_index = drafts if self.hot_token_id is None else self.hot_token_id[drafts]
+        """The drafts of each request, as target ids. logits: [bs * K, V_d]; known: int64[bs], tokens it has so far."""
+        by_request = logits.view(-1, self.num_drafts, logits.shape[-1])
+        if self.samples_drafts:
+            vocab_size = self.target_worker.model_config.vocab_size
+            proposal = proposals.propose_sampled(by_request, self.hot_token_id, batch.sampling_info, known, vocab_size)
+        else:
+            proposal = proposals.propose_greedy(by_request, self.hot_token_id)
         if self.recorder is not None:
-            self.recorder.record([r.rid for r in batch.reqs], known, draft_input.topk_index, logits)
-        draft_input.topk_p = torch.ones_like(drafts, dtype=torch.float32)
+            self.recorder.record([r.rid for r in batch.reqs], known, proposal.token_ids, logits)
+        draft_input.topk_index = proposal.token_ids
+        draft_input.topk_p = torch.ones_like(proposal.token_ids, dtype=torch.float32)
+        draft_input.draft_probs = proposal.probs
         draft_input.hidden_states = None
 
 
@@ -201,7 +223,7 @@ class PEagleWorker(EAGLEWorkerV2):
     """EAGLEWorkerV2 around our draft worker. Its constructor builds its own kind of draft worker, hence ours."""
 
     def __init__(self, server_args, gpu_id: int, nccl_port: int, target_worker) -> None:
-        from sglang.srt.runtime_context import get_device, get_schedule, get_spec
+        from sglang.srt.runtime_context import get_device, get_schedule
         from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
         from sglang.srt.speculative.spec_utils import get_plan_stream
 
@@ -221,6 +243,11 @@ class PEagleWorker(EAGLEWorkerV2):
         self._target_worker = target_worker
         self._hosts_draft = True
         self._draft_worker = PEagleDraftWorker(server_args, gpu_id, nccl_port, target_worker)
+        self.min_p = MinP()
+
+    def verify(self, batch, *args, **kwargs):
+        with self.min_p.in_force(batch.sampling_info):
+            return super().verify(batch, *args, **kwargs)
 
     @property
     def counters(self) -> dict[str, int]:

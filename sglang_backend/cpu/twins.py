@@ -121,6 +121,11 @@ def gather_spec_extras(indices, topk_p_buf, topk_index_buf, output_tokens_buf, h
     return topk_p_buf[indices], topk_index_buf[indices], output_tokens_buf[indices], hidden
 
 
+def row_argmax(x: Tensor) -> Tensor:
+    """int64[rows] of x: [rows, V]."""
+    return x.argmax(-1)
+
+
 def top_k_renorm(probs: Tensor, top_k: Tensor) -> Tensor:
     """Keep the top_k[i] largest probabilities of row i (ties at the border kept), renormalised."""
     k = top_k.to(torch.int64).clamp(1, probs.shape[-1])
@@ -145,6 +150,7 @@ REPLACED = {
     "sglang.kernels.ops.speculative.cache_locs.assign_draft_cache_locs_contiguous_func": assign_draft_cache_locs,
     "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func": assign_req_to_token,
     "sglang.kernels.ops.speculative.gather_spec_extras.gather_spec_extras": gather_spec_extras,
+    "sglang.kernels.ops.speculative.row_argmax.row_argmax": row_argmax,
     "sglang.kernels.ops.speculative.reject_sampling.chain_speculative_sampling_triton": verify_sampling,
 }
 # None where SGLang knows no kernel for the device: nothing a hook could wrap, so the verify module's names are set.

@@ -1,0 +1,48 @@
+"""What SGLang's scheduler does to requests never changes outputs or drafts: chunks, pages, retraction."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import LENGTH, ask_all, mixed_prompts
+from reference import check_drafts
+from servers import peagle, serve
+from transformers import LlamaForCausalLM
+
+from peagle_core.checkpoint import load_drafter
+
+pytestmark = pytest.mark.slow
+
+OPTIONS = {
+    "chunked prefill": ["--chunked-prefill-size", "32"],
+    "pages of 16 and chunks": ["--page-size", "16", "--chunked-prefill-size", "48"],
+    "pages of 64": ["--page-size", "64"],
+    "no overlap": ["--disable-overlap-schedule"],
+    "no radix cache": ["--disable-radix-cache"],
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_outputs_and_drafts_stay(models, expected, tmp_path, option):
+    """Prompts of up to 150 tokens, alone and together, then again out of the radix cache."""
+    target = LlamaForCausalLM.from_pretrained(models / "target").eval()
+    drafter = load_drafter(models / "overfit")
+    records = tmp_path / "records"
+    arguments = [*peagle(models / "overfit"), *OPTIONS[option]]
+    with serve(models / "target", tmp_path / "log", *arguments, PEAGLE_RECORD_DIR=str(records)) as server:
+        for concurrency in (1, 5):
+            compared = check_drafts(server, records, target, drafter, mixed_prompts(), 5, 40, concurrency)
+            assert len(compared) > 50
+        answers = ask_all(server, mixed_prompts(), LENGTH, 8)
+        assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in mixed_prompts()]
+        assert server.counters()["prefills_without_masks"] == 0
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_retracted_requests_go_on_where_they_were(models, expected, tmp_path, page_size):
+    """SGLang's own test switch retracts running requests every third pass; a retracted one is prefilled again."""
+    arguments = [*peagle(models / "overfit"), "--page-size", str(page_size), "--max-total-tokens", "2048"]
+    with serve(models / "target", tmp_path / "log", *arguments, SGLANG_TEST_RETRACT="1") as server:
+        for _ in range(2):
+            answers = ask_all(server, mixed_prompts(), LENGTH, 10)
+            assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in mixed_prompts()]
+    assert "retract" in (tmp_path / "log").read_text().lower()

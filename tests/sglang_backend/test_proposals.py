@@ -1,0 +1,70 @@
+"""Sampled drafts: their ids and the distribution handed to verification belong together."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from chisquare import p_value
+
+from sglang_backend.cpu.twins import verify_sampling
+from sglang_backend.min_p import keep_min_p
+from sglang_backend.proposals import propose_greedy, propose_sampled
+
+
+@pytest.fixture(autouse=True)
+def torch_draws(monkeypatch) -> None:
+    """SGLang's switch from its Triton argmax to torch.multinomial."""
+    monkeypatch.setenv("SGLANG_OPT_USE_GUMBEL_SAMPLE", "0")
+
+
+def sampling_info(bs: int, temperature: float = 1.0, top_k: int = 1 << 30) -> SimpleNamespace:
+    return SimpleNamespace(
+        temperatures=torch.full((bs, 1), temperature), top_ks=torch.full((bs,), top_k), sampling_seed=None
+    )
+
+
+def test_draft_ids_become_target_ids():
+    logits = torch.randn(3, 2, 4)
+    to_target = torch.tensor([1, 3, 5, 7])
+    greedy = propose_greedy(logits, to_target)
+    assert torch.equal(greedy.token_ids, to_target[logits.argmax(-1)]) and greedy.probs is None
+    sampled = propose_sampled(logits, to_target, sampling_info(3), torch.arange(3), 9)
+    assert sampled.probs.shape == (3, 2, 9)
+    torch.testing.assert_close(sampled.probs[..., to_target], logits.softmax(-1))
+    assert sampled.probs[..., [0, 2, 4, 6, 8]].eq(0).all()
+    assert sampled.probs.gather(2, sampled.token_ids[..., None]).gt(0).all()
+
+
+def test_greedy_requests_propose_their_argmax():
+    logits = torch.randn(50, 3, 7)
+    sampled = propose_sampled(logits, None, sampling_info(50, top_k=1), torch.arange(50), 7)
+    assert torch.equal(sampled.token_ids, logits.argmax(-1))
+
+
+def test_a_reduced_draft_vocabulary_keeps_the_output_distribution():
+    """Drafts over 3 of 6 tokens, then verification: the first committed token is distributed as the target."""
+    bs, vocab = 60_000, 6
+    to_target = torch.tensor([0, 2, 5])
+    target = torch.tensor([0.3, 0.2, 0.25, 0.1, 0.05, 0.1])
+    logits = torch.tensor([0.5, 1.0, -1.0]).expand(bs, 1, 3)
+    proposal = propose_sampled(logits, to_target, sampling_info(bs, temperature=0.8), torch.arange(bs), vocab)
+    nodes = torch.arange(bs * 2).view(bs, 2)
+    predicts, accept_index = torch.zeros(bs * 2, dtype=torch.int32), torch.full((bs, 2), -1, dtype=torch.int32)
+    verify_sampling(
+        predicts=predicts, accept_index=accept_index, accept_token_num=torch.zeros(bs, dtype=torch.int32),
+        candidates=torch.cat([torch.zeros(bs, 1, dtype=torch.int64), proposal.token_ids], 1), retrive_index=nodes,
+        retrive_next_token=None, retrive_next_sibling=None, uniform_samples=torch.rand(bs, 2),
+        uniform_samples_for_final_sampling=torch.rand(bs), target_probs=target.expand(bs, 2, vocab),
+        draft_probs=proposal.probs,
+    )  # fmt: skip
+    first = predicts.view(bs, 2)[:, 0].long()
+    assert p_value(first.bincount(minlength=vocab), target) > 1e-3
+
+
+def test_min_p_keeps_what_the_sampler_keeps():
+    probs = torch.tensor([[[0.5, 0.3, 0.15, 0.05]], [[0.4, 0.3, 0.2, 0.1]]])
+    kept = keep_min_p(probs, torch.tensor([0.5, 0.0]))
+    torch.testing.assert_close(kept[0, 0], torch.tensor([0.625, 0.375, 0.0, 0.0]))
+    torch.testing.assert_close(kept[1], probs[1])
