@@ -7,6 +7,7 @@ padded with requests whose rows write their KV to the padding slot and are read 
 
 from __future__ import annotations
 
+from dataclasses import fields
 from types import SimpleNamespace
 
 from sglang.srt.environ import envs
@@ -48,9 +49,10 @@ class DraftGraphs(EAGLEDraftExtendCudaGraphRunner):
         runner = worker.draft_runner
         self.num_drafts = k = worker.num_drafts
         max_bs = max(get_batch_sizes_to_capture(runner)[0])
-        self.own = DecodeRows.allocate(max_bs, k, runner.device)
-        self.own.source.fill_(MASK_ROW)
-        self.own.select_index.zero_()
+        self.static = DecodeRows.allocate(max_bs, k, runner.device)
+        for field in fields(DecodeRows):  # what the capture itself runs on: padding
+            getattr(self.static, field.name).zero_()
+        self.static.source.fill_(MASK_ROW)
         self.logits = runner.graph_shared_output.get_logits_buffer(runner.model.head.draft_vocab_size, rows=max_bs * k)
         with rows_per_request(k):
             super().__init__(worker)  # captures
@@ -60,11 +62,7 @@ class DraftGraphs(EAGLEDraftExtendCudaGraphRunner):
 
     def rows(self, bs: int) -> DecodeRows:
         """The static rows that serve bs requests: those of the next captured batch size."""
-        own, shared = self.own, self.buffers
-        return DecodeRows(
-            shared.input_ids, own.source, own.select_index, shared.positions, shared.out_cache_loc,
-            own.is_mask, own.is_padding,
-        ).first(self._pad_to_bucket(bs, self.capture_bs), self.num_drafts)  # fmt: skip
+        return self.static.first(self._pad_to_bucket(bs, self.capture_bs), self.num_drafts)
 
     def capture_one_shape(
         self, size: int, forward, stream_idx=None, variant_label=None, attention_variant=None
@@ -136,7 +134,7 @@ class DraftGraphs(EAGLEDraftExtendCudaGraphRunner):
     def _replay_view(self, batch: ForwardBatch, padded: int) -> SimpleNamespace:
         """What SGLang's backends read of a padded batch when they plan a replay (its own runner passes the same)."""
         buffers, spec_info, bs = self.buffers, batch.spec_info, batch.batch_size
-        spec_info.positions = buffers.positions[: padded * self.captured_req_width]
+        spec_info.positions = self.rows(padded).positions
         spec_info.num_correct_drafts = buffers.num_correct_drafts[:padded]
         spec_info.num_accept_tokens = buffers.num_accept_tokens[:padded]
         spec_info.extend_seq_lens_tensor = buffers.extend_seq_lens[:padded]

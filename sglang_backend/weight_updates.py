@@ -55,6 +55,8 @@ def update_from_disk(update, updater, model_path: str, *args, **kwargs) -> tuple
             _check(model_path, head, model)
         except InputError as error:
             return False, str(error)
+        # Our graphs read the weights where they are; SGLang would capture a decode pass that a drafter never makes.
+        kwargs["recapture_cuda_graph"] = False
     return update(updater, model_path, *args, **kwargs)
 
 

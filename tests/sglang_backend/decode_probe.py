@@ -60,8 +60,10 @@ def decode_step(worker, batch, result, **kwargs) -> None:
     padded = None
     if graphs.fits(bs):
         padded = graphs._pad_to_bucket(bs, graphs.capture_bs)
-        graphs.own.source.fill_(0)  # leftovers of a larger batch must not matter
-        graphs.buffers.input_ids.fill_(7)
+        # The worst leftovers of an earlier batch: padded rows would write over the first token of the first request.
+        graphs.static.source.fill_(0)
+        graphs.static.input_ids.fill_(7)
+        graphs.static.slots.fill_(worker.req_to_token_pool.req_to_token[batch.req_pool_indices[0], 0])
     with NoHostSync(batch.seq_lens_cpu) as watched:
         worker.unwatched(batch, result, **kwargs)
     line = {
