@@ -84,6 +84,27 @@ def collect_tensors(named: Iterable[tuple[str, Tensor]], config: PEagleConfig, w
     return _collect(((where, name, tensor) for name, tensor in named), config, where)
 
 
+def is_complete(names: Iterable[str], config: PEagleConfig) -> bool:
+    """Whether tensors of these names make up a whole drafter, as `collect_tensors` wants it."""
+    return not _missing({bare_name(name) for name in names}, config)
+
+
+def collect_part(named: Iterable[tuple[str, Tensor]], config: PEagleConfig, where: str) -> dict[str, Tensor]:
+    """Checked drafter tensors, any subset, by their bare names; other names are passed over.
+
+    where: what brings them, for messages. Raises InputError for a misshapen or non-finite tensor.
+    """
+    expected = expected_shapes(config)
+    tensors = {name: _check(where, name, tensor, expected[name]) for name, tensor in named if name in expected}
+    _check_d2t(where, tensors.get("d2t"), config)
+    return tensors
+
+
+def _missing(names: set[str], config: PEagleConfig) -> list[str]:
+    optional = set(SHARED) | ({"d2t"} if config.draft_vocab_size == config.vocab_size else set())
+    return sorted(set(expected_shapes(config)) - names - optional)
+
+
 def _collect(
     stored: Iterable[tuple[str | Path, str, Tensor]], config: PEagleConfig, where: str | Path
 ) -> dict[str, Tensor]:
@@ -97,8 +118,7 @@ def _collect(
         if bare in tensors:
             raise InputError(f"{file}: tensor {name!r} is there twice")
         tensors[bare] = _check(file, name, tensor, expected.get(bare))
-    optional = set(SHARED) | ({"d2t"} if config.draft_vocab_size == config.vocab_size else set())
-    missing = sorted(set(expected) - set(tensors) - optional)
+    missing = _missing(set(tensors), config)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(f"{where}: tensor {missing[0]!r} is missing{more}; expected shape {expected[missing[0]]}")
@@ -132,7 +152,7 @@ def _check(where: str | Path, name: str, tensor: Tensor, shape: tuple[int, ...] 
 def _check_d2t(where: str | Path, d2t: Tensor | None, config: PEagleConfig) -> None:
     if d2t is None:
         return
-    ids = torch.arange(len(d2t)) + d2t
+    ids = torch.arange(len(d2t)) + d2t.cpu()
     if config.draft_vocab_size == config.vocab_size and d2t.any():
         raise InputError(f"{where}: 'd2t' permutes a draft vocabulary that is as large as the target's")
     if ids.min() < 0 or ids.max() >= config.vocab_size or len(ids.unique()) != len(ids):

@@ -1,25 +1,28 @@
 """Which rows the drafter reads: after verification and after prefill, in torch (the reference layout).
 
 A request's rows stand at consecutive positions: its new real rows, then K-1 mask rows. The last real row gives draft 1,
-mask row j gives draft j+1. Valid rows come first and padding last, so plain causal attention is right.
+mask row j gives draft j+1. Valid rows come first and padding last, so plain causal attention is right. On a GPU the
+decode step's rows come from sglang_backend.kernels, which write what the functions here write.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from sglang.srt.speculative.eagle_info import EagleDraftExtendInput
 from torch import Tensor
 
 PADDING_SLOT = 0  # SGLang keeps slot 0 of every KV pool as the sink of padded rows
+MASK_ROW = -1  # the `source` of a row that reads no target state but mask_hidden
 
 
 @dataclass
 class DraftExtendInput(EagleDraftExtendInput):
     """What our model reads beside ids and positions. hidden_states: [T, 3H_t], the target's aux states.
 
-    source: int64[rows], the target state each row reads, T for mask rows; select_index: int64[bs * K], see DraftRows.
+    source: int64[rows], the target state each row reads, MASK_ROW for mask rows; select_index: see DraftRows.
     """
 
     source: Tensor | None = None
@@ -30,35 +33,101 @@ class DraftRows:
     """One drafter pass over `rows` rows of bs requests.
 
     input_ids: int64[rows]; source: int64[rows] (see DraftExtendInput); select_index: int64[bs * K], the rows whose
-    logits are drafts 1..K; valid: bool[rows], False for padding, whose KV must go to the padding slot.
+    logits are drafts 1..K.
     """
 
     input_ids: Tensor
     source: Tensor
     select_index: Tensor
-    valid: Tensor
+
+
+@dataclass(frozen=True)
+class DecodeRows(DraftRows):
+    """The 2K rows per request of a decode step.
+
+    positions: int64[rows]; slots: int64[rows], where each row's KV goes; is_mask: bool[rows]; is_padding: bool[rows],
+    what stands where drafts were rejected, and all rows of a padded request: mask tokens at position 0 whose KV goes
+    to the padding slot.
+    """
+
+    positions: Tensor
+    slots: Tensor
+    is_mask: Tensor
+    is_padding: Tensor
+
+    @classmethod
+    def allocate(cls, bs: int, num_draft_tokens: int, device: torch.device | str) -> DecodeRows:
+        rows, drafts = 2 * num_draft_tokens * bs, num_draft_tokens * bs
+        ids = [torch.empty(n, dtype=torch.int64, device=device) for n in (rows, rows, drafts, rows, rows)]
+        flags = [torch.empty(rows, dtype=torch.bool, device=device) for _ in range(2)]
+        return cls(*ids, *flags)
+
+    def first(self, bs: int, num_draft_tokens: int) -> DecodeRows:
+        """The rows of the first bs requests, as views."""
+        rows, drafts = 2 * num_draft_tokens * bs, num_draft_tokens * bs
+        sizes = [drafts if field.name == "select_index" else rows for field in fields(self)]
+        return DecodeRows(*[getattr(self, f.name)[:n] for f, n in zip(fields(self), sizes, strict=True)])
 
 
 def rows_after_verify(
-    next_token_ids: Tensor, accept_lens: Tensor, num_draft_tokens: int, mask_token_id: int
-) -> DraftRows:
-    """2K rows per request: accept_lens[i] real ones, K-1 masks, padding.
+    next_token_ids: Tensor, accept_lens: Tensor, seq_lens: Tensor, req_pool_indices: Tensor, req_to_token: Tensor,
+    num_draft_tokens: int, mask_token_id: int, out: DecodeRows | None = None,
+) -> DecodeRows:  # fmt: skip
+    """2K rows per request: accept_lens[i] real ones, K-1 masks, padding. No host synchronisation.
 
-    next_token_ids: int64[bs * (K+1)], the target's choice after each verified row (the last accepted one is the bonus
-    token); accept_lens: int[bs], accepted drafts + 1. Row r of request i is at position seq_lens[i] + r. No host sync.
+    next_token_ids: int[bs * (K+1)], the target's choice after each verified row (the last accepted one is the bonus
+    token); accept_lens: int[bs], accepted drafts + 1; seq_lens, req_pool_indices: int[bs]; req_to_token: the KV slot
+    of each position of each request. out: buffers to fill, for any number of requests; those past bs become padding.
     """
+    if out is None:
+        out = DecodeRows.allocate(accept_lens.shape[0], num_draft_tokens, accept_lens.device)
+    fill = fill_rows
+    if accept_lens.is_cuda:
+        from sglang_backend.kernels.draft_rows import expand as fill
+    fill(
+        out, next_token_ids, accept_lens, seq_lens, req_pool_indices, req_to_token, num_draft_tokens, mask_token_id
+    )  # fmt: skip
+    return out
+
+
+def fill_rows(
+    out: DecodeRows, next_token_ids: Tensor, accept_lens: Tensor, seq_lens: Tensor, req_pool_indices: Tensor,
+    req_to_token: Tensor, num_draft_tokens: int, mask_token_id: int,
+) -> None:  # fmt: skip
+    """`rows_after_verify` in torch: the reference of kernels.draft_rows.expand. Fills what out has room for."""
     k, width = num_draft_tokens, 2 * num_draft_tokens
-    bs = accept_lens.shape[0]
+    bs, table_width = -(-out.input_ids.numel() // width), req_to_token.shape[1]
+    padded = (0, bs - accept_lens.shape[0])
+    accepted, length, owner = (F.pad(x.long(), padded)[:, None] for x in (accept_lens, seq_lens, req_pool_indices))
     row = torch.arange(width, device=accept_lens.device)
     request = torch.arange(bs, device=accept_lens.device)[:, None]
-    accepted = accept_lens[:, None].long()
     real = row < accepted
-    verified = request * (k + 1) + row.clamp(max=k)
-    input_ids = torch.where(real, next_token_ids.long()[verified], mask_token_id)
-    source = torch.where(real, verified, bs * (k + 1))
-    select = request * width + accepted - 1 + row[:k]
-    valid = row < accepted + k - 1
-    return DraftRows(input_ids.flatten(), source.flatten(), select.flatten(), valid.flatten())
+    used = (row < accepted + k - 1) & (accepted > 0)
+    verified = request * (k + 1) + row
+    position = length + row
+    token = next_token_ids.long()[verified.clamp(max=next_token_ids.shape[0] - 1)]
+    slot = req_to_token[owner, position.clamp(max=table_width - 1)].long()
+    values = {
+        "input_ids": torch.where(real, token, mask_token_id),
+        "positions": torch.where(used, position, 0),
+        "slots": torch.where(used & (position < table_width), slot, PADDING_SLOT),
+        "source": torch.where(real, verified, MASK_ROW),
+        "is_mask": used & ~real,
+        "is_padding": ~used,
+        "select_index": request * width + (accepted - 1).clamp(min=0) + row[:k],
+    }
+    for name, value in values.items():
+        buffer = getattr(out, name)
+        buffer.copy_(value.flatten()[: buffer.numel()])
+
+
+def hidden_rows(states: Tensor, mask_state: Tensor, source: Tensor) -> Tensor:
+    """[rows, H]: the state each row reads. states: [T, H]; mask_state: [1, H], where `source` is MASK_ROW."""
+    if states.is_cuda:
+        from sglang_backend.kernels.draft_rows import read
+
+        return read(states, mask_state, source, states.new_empty(source.shape[0], states.shape[1]))
+    return torch.where((source >= 0)[:, None], states[source.clamp(min=0)], mask_state)
 
 
 def rows_after_prefill(
@@ -74,14 +143,12 @@ def rows_after_prefill(
     device = input_ids.device
     ids, source, select = [], [], []
     start = first_row = 0
-    total = input_ids.shape[0]
     for i, (length, masks) in enumerate(zip(extend_lens, num_masks, strict=True)):
         ids += [input_ids[start + 1 : start + length], tail_tokens[i : i + 1]]
         ids.append(input_ids.new_full((masks,), mask_token_id))
-        source += [torch.arange(start, start + length), torch.full((masks,), total)]
+        source += [torch.arange(start, start + length), torch.full((masks,), MASK_ROW)]
         last = first_row + length - 1
         select.append(last + torch.arange(num_draft_tokens).clamp(max=masks))
         start += length
         first_row += length + masks
-    rows = torch.cat(ids)
-    return DraftRows(rows, torch.cat(source).to(device), torch.cat(select).to(device), torch.ones_like(rows).bool())
+    return DraftRows(torch.cat(ids), torch.cat(source).to(device), torch.cat(select).to(device))

@@ -24,8 +24,9 @@ from sglang.srt.runtime_context import get_parallel
 from sglang.srt.utils import add_prefix
 from torch import Tensor, nn
 
-from peagle_core.checkpoint import SHARED, collect_tensors
+from peagle_core.checkpoint import SHARED, collect_part, collect_tensors, is_complete
 from peagle_core.config import PEagleConfig
+from sglang_backend.draft_inputs import hidden_rows
 from sglang_backend.head_config import head_directory
 
 STACKED = {  # checkpoint name -> (fused parameter, shard)
@@ -135,8 +136,8 @@ class PEagleModel(nn.Module):
 
     def forward(self, input_ids: Tensor, positions: Tensor, forward_batch) -> Tensor:
         spec_info = forward_batch.spec_info
-        fused = torch.cat([self.fuse(spec_info.hidden_states.to(self.fc.weight.dtype)), self.mask_fused])
-        hidden = fused[spec_info.source]
+        fused = self.fuse(spec_info.hidden_states.to(self.fc.weight.dtype))
+        hidden = hidden_rows(fused, self.mask_fused, spec_info.source)
         embed = self.embed_tokens(input_ids)
         for layer in self.layers:
             hidden = layer(positions, embed, hidden, forward_batch)
@@ -159,6 +160,7 @@ class PEagleForCausalLM(nn.Module):
         self.logits_processor = LogitsProcessor(logits_config)
         self.hot_token_id: Tensor | None = None  # target id of each draft id, where the vocabularies differ
         self.own: set[str] = set(SHARED)  # which of the shareable tensors the checkpoint brought itself
+        self.loaded = False
 
     @torch.no_grad()
     def forward(self, input_ids: Tensor, positions: Tensor, forward_batch) -> LogitsProcessorOutput:
@@ -173,16 +175,30 @@ class PEagleForCausalLM(nn.Module):
         return LogitsProcessorOutput(next_token_logits=logits, hidden_states=None)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Load, or load anew; raises InputError for anything missing, misshapen or not finite."""
-        tensors = collect_tensors(weights, self.head, self.config.name_or_path)
+        """Load a whole head, or, once there is one, any part of it: an online update comes in buckets.
+
+        Raises InputError for anything missing, misshapen or not finite, before anything is written. Of a part only bare
+        names count: SGLang shows a drafter the target's tensors too, whose names begin with `model.`.
+        """
+        named = list(weights)
+        if not self.loaded or is_complete([name for name, _ in named], self.head):
+            tensors = collect_tensors(named, self.head, self.config.name_or_path)
+            self.own = set(SHARED) & set(tensors)
+        else:
+            tensors = collect_part(named, self.head, "weight update")
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in SHARED or name in self.own}
         d2t = tensors.pop("d2t", None)
         if d2t is not None:
-            self.hot_token_id = torch.arange(len(d2t)) + d2t
-        self.own = set(SHARED) & set(tensors)
+            target_ids = torch.arange(len(d2t)) + d2t.cpu()
+            if self.hot_token_id is None:
+                self.hot_token_id = target_ids
+            else:
+                self.hot_token_id.copy_(target_ids)
         parameters = dict(self.named_parameters())
         for name, tensor in tensors.items():
             self._load(parameters, name if name.startswith("lm_head") else f"model.{name}", tensor)
-        self.project_mask_hidden()
+        self.loaded = True
+        self.post_load_weights()
 
     def _load(self, parameters: dict[str, nn.Parameter], name: str, tensor: Tensor) -> None:
         for part, (fused, shard) in STACKED.items():
@@ -194,8 +210,11 @@ class PEagleForCausalLM(nn.Module):
         getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)
 
     @torch.no_grad()
-    def project_mask_hidden(self) -> None:
-        """fc(mask_hidden), the same for every mask row of every request."""
+    def post_load_weights(self) -> None:
+        """fc(mask_hidden), the same for every mask row of every request; in place, for captured graphs read it.
+
+        SGLang calls it where weights arrive otherwise than through `load_weights`.
+        """
         self.model.mask_fused.copy_(self.model.fuse(self.model.mask_hidden.view(1, -1)))
 
     def share_with_target(self, embed: Tensor, head: Tensor) -> None:

@@ -2,8 +2,8 @@
 
 SGLang reads a drafter's config in two places: transformers' config loader and its own ModelConfig. Both are hooked for
 heads under PEAGLE: the first builds a flat Llama config out of speculators' nested one, the second points the
-architecture at our model class and writes the aux layer ids where, and how, SGLang looks for them. A third hook reads
-the config before SGLang does, so that a broken one is refused in our words.
+architecture at our model class and writes sizes and aux layer ids where, and how, SGLang looks for them. A third hook
+reads the config before SGLang does, so that a broken one is refused in our words.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def normalise(_result, model_config) -> None:
     config = PEagleConfig.from_pretrained(head_directory(model_config.model_path))
     hf_config = model_config.hf_config
     hf_config.architectures = [ARCHITECTURE]
+    hf_config.draft_vocab_size, hf_config.target_hidden_size = config.draft_vocab_size, config.target_hidden_size
     hf_config.eagle_config = {"use_aux_hidden_state": True}
     if config.aux_layer_ids is not None:
         ids = sglang_aux_layer_ids(config.aux_layer_ids)

@@ -12,11 +12,12 @@ from sglang_backend import cpu
 @functools.cache
 def register() -> None:
     """Make SGLang know PEAGLE and, where it was chosen, the CPU reference platform."""
-    from sglang_backend import algorithm, head_config, requests
+    from sglang_backend import algorithm, head_config, requests, weight_updates
 
     algorithm.register()
     head_config.install()
     requests.install()
+    weight_updates.install()
     _report_counters()
     _say_input_errors_in_one_line()
     if cpu.selected():

@@ -19,11 +19,11 @@ from sglang.srt.speculative.eagle_info import EagleDraftInput
 from sglang.srt.speculative.eagle_utils import _eagle_prefill_tail_tokens
 from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input, prepare_for_draft_extend
 from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
+from sglang.srt.speculative.spec_utils import draft_pp_context, draft_tp_context
 from torch import Tensor
 
-from sglang_backend import proposals, recorder
+from sglang_backend import graphs, proposals, recorder
 from sglang_backend.draft_inputs import (
-    PADDING_SLOT,
     DraftExtendInput,
     DraftRows,
     rows_after_prefill,
@@ -69,21 +69,30 @@ class PEagleDraftWorker(EagleDraftWorker):
         embed, head = self._resolve_shared_embed_and_head()
         model = self.draft_runner.model
         model.share_with_target(embed, head)
-        self.hot_token_id = None if model.hot_token_id is None else model.hot_token_id.to(embed.device)
+        if model.hot_token_id is not None:
+            model.hot_token_id = model.hot_token_id.to(embed.device)
+        self.hot_token_id = model.hot_token_id  # one tensor, so that weight updates reach it
 
     def init_attention_backend(self) -> None:
         """No multi-step draft backend: there are no draft decode steps."""
         factory = DraftBackendFactory(self.draft_runner, self.topk, self.speculative_num_steps)
         self.draft_attn_backend = None
-        self.draft_extend_attn_backend = factory.create_draft_extend_backend()
+        with graphs.rows_per_request(self.num_drafts):
+            self.draft_extend_attn_backend = factory.create_draft_extend_backend()
         self.draft_runner.draft_attn_backend = None
         if self.draft_extend_attn_backend is not None:
             self.draft_runner.attn_backend = self.draft_extend_attn_backend
 
+    def init_cuda_graphs(self) -> None:
+        """SGLang's, without its graphs of the drafter's prefill: our prefill passes run eagerly."""
+        with draft_pp_context(), draft_tp_context(self.parallel_layout):
+            self.draft_worker.init_cuda_graphs(capture_decode_cuda_graph=False)
+            self._capture_cuda_graphs()
+
     def _capture_cuda_graphs(self) -> None:
-        """The drafter pass runs eagerly."""
         self.cuda_graph_runner = None
-        self.cuda_graph_runner_for_draft_extend = None
+        backend = self.draft_extend_attn_backend
+        self.cuda_graph_runner_for_draft_extend = graphs.DraftGraphs(self) if graphs.wanted(backend) else None
 
     def draft(self, batch, *, with_topology: bool = False):
         """The verify input of the drafts that came with the batch; no drafter pass here."""
@@ -174,17 +183,26 @@ class PEagleDraftWorker(EagleDraftWorker):
     def _draft_extend_for_decode(self, batch, batch_result, *, kv_loc_plan=None) -> None:
         """The one drafter pass of a decode step: 2K rows per request at positions seq_lens, seq_lens + 1, ..."""
         self.counters.decode_steps += 1
-        width = 2 * self.num_drafts
+        width, bs = 2 * self.num_drafts, batch.seq_lens.shape[0]
+        runner = self.cuda_graph_runner_for_draft_extend
+        if runner is not None and not runner.fits(bs):
+            runner = None
         rows = rows_after_verify(
-            batch_result.next_token_ids, batch_result.accept_lens, self.num_drafts, self.mask_token_id
-        )
-        columns = batch.seq_lens[:, None] + torch.arange(width, device=batch.seq_lens.device)
-        slots = self.req_to_token_pool.req_to_token[batch.req_pool_indices[:, None], columns].flatten()
-        batch.out_cache_loc = torch.where(rows.valid, slots, PADDING_SLOT).to(torch.int64)
+            batch_result.next_token_ids,
+            batch_result.accept_lens,
+            batch.seq_lens,
+            batch.req_pool_indices,
+            self.req_to_token_pool.req_to_token,
+            self.num_drafts,
+            self.mask_token_id,
+            out=None if runner is None else runner.rows(bs),
+        ).first(bs, self.num_drafts)
+        batch.out_cache_loc = rows.slots
         extend_input = DraftExtendInput(
             hidden_states=batch_result.logits_output.hidden_states,
             source=rows.source,
             select_index=rows.select_index,
+            positions=rows.positions,
             num_correct_drafts=batch_result.accept_lens - 1,
             num_accept_tokens=batch_result.accept_lens,
             num_tokens_per_req=width,
@@ -196,10 +214,13 @@ class PEagleDraftWorker(EagleDraftWorker):
             rows.input_ids,
             width,
             self.draft_runner,
-            None,
+            runner,
             return_hidden_states_before_norm=False,
         )
-        logits = self.draft_runner.forward(forward_batch).logits_output.next_token_logits
+        if runner is not None:
+            logits = runner.execute(forward_batch)
+        else:
+            logits = self.draft_runner.forward(forward_batch).logits_output.next_token_logits
         self.counters.decode_drafter_passes += 1
         self._set_drafts(batch_result.next_draft_input, logits, batch, batch_result.new_seq_lens + 1)
 

@@ -1,0 +1,86 @@
+"""Online weight updates: they reach the model they are meant for, and fc(mask_hidden) follows the weights.
+
+SGLang hands an update to the target and to the drafter alike: a directory to both (`/update_weights_from_disk` has no
+selector), tensors to whom the caller selects. A loader that raises ends its scheduler, so what does not fit is
+answered with a sentence before anything is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from peagle_core.checkpoint import SHARED, read_tensors
+from peagle_core.config import PEagleConfig
+from peagle_core.errors import InputError
+from sglang_backend.algorithm import NAME
+
+DONE = "Succeeded to update model weights."  # SGLang's words
+FREE = ("target", "num_depths")  # what may differ between two heads of one server: neither is read after start
+
+
+def _head(model_path: str) -> PEagleConfig | None:
+    try:
+        return PEagleConfig.from_pretrained(model_path)
+    except InputError:
+        return None
+
+
+def _check(model_path: str, found: PEagleConfig, model) -> None:
+    """Raises InputError unless the head at model_path can take the place of the one in `model`."""
+    for name, value in asdict(model.head).items():
+        new = getattr(found, name)
+        if name not in FREE and asdict(found)[name] != value:
+            raise InputError(
+                f"{model_path}: {name} is {new!r}, the head being served has {value!r}; restart to change it"
+            )
+    brought = set(SHARED) & set(read_tensors(model_path, found))
+    for name in sorted(brought ^ model.own):
+        has = "has its own" if name in brought else "has no"
+        raise InputError(f"{model_path} {has} {name!r}, unlike the head being served; restart to change it")
+
+
+def update_from_disk(update, updater, model_path: str, *args, **kwargs) -> tuple[bool, str]:
+    """AROUND WeightUpdater.update_weights_from_disk: a head updates the drafter, anything else the target."""
+    from sglang.srt.runtime_context import get_spec
+
+    from sglang_backend.drafter_model import PEagleForCausalLM
+
+    if get_spec().speculative_algorithm != NAME:
+        return update(updater, model_path, *args, **kwargs)
+    head, model = _head(model_path), updater.get_model()
+    if (head is not None) != isinstance(model, PEagleForCausalLM):
+        return True, DONE
+    if head is not None:
+        try:
+            _check(model_path, head, model)
+        except InputError as error:
+            return False, str(error)
+        # Our graphs read the weights where they are; SGLang would capture a decode pass that a drafter never makes.
+        kwargs["recapture_cuda_graph"] = False
+    return update(updater, model_path, *args, **kwargs)
+
+
+def update_from_tensor(update, updater, *args, **kwargs) -> tuple[bool, str]:
+    """AROUND WeightUpdater.update_weights_from_tensor: a tensor that does not fit is an answer, not the end."""
+    try:
+        return update(updater, *args, **kwargs)
+    except InputError as error:
+        return False, str(error)
+
+
+def end_update(_result, updater, **_kwargs) -> None:
+    """AFTER WeightUpdater.end_weight_update: tensors may have been written past `load_weights` (load_format=direct)."""
+    from sglang_backend.drafter_model import PEagleForCausalLM
+
+    model = updater.get_model()
+    if isinstance(model, PEagleForCausalLM):
+        model.post_load_weights()
+
+
+def install() -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    updater = "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater."
+    HookRegistry.register(updater + "update_weights_from_disk", update_from_disk, HookType.AROUND)
+    HookRegistry.register(updater + "update_weights_from_tensor", update_from_tensor, HookType.AROUND)
+    HookRegistry.register(updater + "end_weight_update", end_update, HookType.AFTER)

@@ -1,0 +1,115 @@
+"""The decode step inside a real server: no host synchronisation, graphs of padded batches, and weight updates.
+
+tests/sglang_backend/decode_probe.py is loaded into the server as a plugin and looks at every step.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import LENGTH, TRAINED, ask_all, mixed_prompts
+from no_host_sync import HostSync, NoHostSync
+from safetensors.torch import load_file, save_file
+from servers import peagle, serve, write_config
+
+NUM_DRAFTS = 5
+
+
+@pytest.fixture(scope="module")
+def probed(models, tmp_path_factory):
+    """A server that starts with the random head and has the probe in it."""
+    root = tmp_path_factory.mktemp("probed")
+    plugin = root / "plugins" / "decode_probe-0.dist-info"
+    plugin.mkdir(parents=True)
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: decode-probe\nVersion: 0\n")
+    (plugin / "entry_points.txt").write_text("[sglang.srt.plugins]\ndecode_probe = decode_probe:register\n")
+    path = f"{plugin.parent}:{Path(__file__).parent}:{Path(__file__).parents[2]}"
+    environment = {"PYTHONPATH": path, "DECODE_PROBE": str(root / "steps")}
+    with serve(models / "target", root / "log", *peagle(models / "random", NUM_DRAFTS), **environment) as server:
+        server.steps = root / "steps"
+        yield server
+
+
+def steps_since(server, number: int) -> list[dict]:
+    lines = server.steps.read_text().splitlines() if server.steps.exists() else []
+    return [json.loads(line) for line in lines[number:]]
+
+
+def update(server, directory: Path) -> dict:
+    return server.http.post("/update_weights_from_disk", json={"model_path": str(directory)}).json()
+
+
+def accept_length(server, expected) -> float:
+    answers = ask_all(server, TRAINED, LENGTH, 1)
+    assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in TRAINED]
+    return sum(len(a["output_ids"]) for a in answers) / sum(a["meta_info"]["spec_verify_ct"] for a in answers)
+
+
+@pytest.mark.slow
+def test_padded_graphs_draft_what_the_eager_pass_drafts_and_nothing_synchronises(probed, expected):
+    for concurrency in (1, 2, 3, 5, 12):
+        prompts = (mixed_prompts() * 2)[:concurrency]
+        answers = ask_all(probed, prompts, LENGTH, concurrency)
+        assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in prompts]
+    steps = steps_since(probed, 0)
+    assert {(1, 1), (2, 2), (3, 4), (5, 8)} <= {(step["bs"], step["padded"]) for step in steps}
+    assert any(step["padded"] is None for step in steps), "more requests than the largest graph: eagerly"
+    for step in steps:
+        assert step["watched"] > 50 and step["shape"] and step["same"] and step["apart"] < 1e-4, step
+
+
+@pytest.mark.slow
+def test_a_weight_update_reaches_the_drafter_and_its_mask_rows(probed, models, expected, tmp_path):
+    """The over-fitted head knows TRAINED by heart; with the random head's fc(mask_hidden) it would know one token."""
+    assert accept_length(probed, expected) < 2
+    assert update(probed, models / "overfit")["success"]
+    assert accept_length(probed, expected) >= 0.95 * (NUM_DRAFTS + 1)
+    # A directory that holds a target updates the target and leaves the drafter alone.
+    assert update(probed, models / "target")["success"]
+    assert accept_length(probed, expected) >= 0.95 * (NUM_DRAFTS + 1)
+
+
+@pytest.mark.slow
+def test_a_head_that_cannot_take_over_is_refused_in_a_sentence(probed, models, expected, tmp_path):
+    def refused(name: str, change, sentence: str) -> None:
+        shutil.copytree(models / "random", tmp_path / name)
+        change(tmp_path / name)
+        answer = update(probed, tmp_path / name)
+        assert not answer["success"] and sentence in answer["message"] and "\n" not in answer["message"], answer
+
+    def without(tensor: str):
+        def change(head: Path) -> None:
+            tensors = load_file(head / "model.safetensors")
+            del tensors[tensor]
+            save_file(tensors, head / "model.safetensors")
+
+        return change
+
+    refused("broken", without("norm.weight"), "'norm.weight' is missing")
+    refused("shared", without("lm_head.weight"), "has no 'lm_head.weight'")
+    refused("other", lambda head: write_config(head, rms_norm_eps=0.5), "rms_norm_eps is 0.5")
+    assert ask_all(probed, TRAINED[:1], 8, 1)[0]["output_ids"] == expected[tuple(TRAINED[0])][:8]
+
+
+def test_the_watch_sees_what_it_must():
+    x, mask = torch.arange(4), torch.tensor([True, False, True, False])
+    asks = {
+        "item": lambda: x[0].item(), "tolist": x.tolist, "bool": lambda: bool(x[0]), "int": lambda: int(x[0]),
+        "index": lambda: list(range(x[1])), "cpu": x.cpu, "numpy": x.numpy, "nonzero": mask.nonzero,
+        "mask": lambda: x[mask], "set": lambda: x.__setitem__(mask, 0), "where": lambda: torch.where(mask),
+        "max": lambda: max(x), "if": lambda: 1 if x[0] == x[1] else 2, "repeat": lambda: x.repeat_interleave(x),
+        "tensor": lambda: torch.tensor([x[0], x[1]]),
+    }  # fmt: skip
+    for name, ask in asks.items():
+        with pytest.raises(HostSync), NoHostSync():
+            ask()
+            pytest.fail(name)
+    with NoHostSync(x):
+        assert (x + 1).tolist() == [1, 2, 3, 4] and int(x.sum()) == 6
+        assert torch.tensor([3]).item() == 3
+    with NoHostSync():
+        torch.where(mask, x, 0)[:2].sum() + torch.ones_like(x)
