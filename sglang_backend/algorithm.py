@@ -8,6 +8,8 @@ from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
+from sglang_backend.adaptive import max_num_draft_tokens
+
 NAME = "PEAGLE"
 
 
@@ -54,8 +56,11 @@ class PEagleAlgorithm(CustomSpecAlgo):
 
         Under overlap the scheduler's length lags by up to K+1 tokens; from the true length, mask rows reach 2K further.
         """
-        width = resolving_view(server_args).speculative_num_draft_tokens
-        return None if width is None else max(width, reserved_slots(width - 1))
+        args = resolving_view(server_args)
+        if args.speculative_num_draft_tokens is None:
+            return None
+        k = max_num_draft_tokens(args)
+        return max(k + 1, reserved_slots(k))
 
 
 def reserved_slots(num_draft_tokens: int) -> int:

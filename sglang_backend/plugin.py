@@ -12,9 +12,10 @@ from sglang_backend import cpu
 @functools.cache
 def register() -> None:
     """Make SGLang know PEAGLE and, where it was chosen, the CPU reference platform."""
-    from sglang_backend import algorithm, head_config, requests, weight_updates
+    from sglang_backend import adaptive, algorithm, head_config, requests, weight_updates
 
     algorithm.register()
+    adaptive.install()
     head_config.install()
     requests.install()
     weight_updates.install()

@@ -11,6 +11,7 @@ from sglang.srt.platforms import current_platform
 from peagle_core.checkpoint import read_tensors
 from peagle_core.config import PEagleConfig
 from peagle_core.errors import InputError
+from sglang_backend.adaptive import check_table
 from sglang_backend.head_config import head_directory
 
 logger = logging.getLogger(__name__)
@@ -20,9 +21,10 @@ MAX_RUNNING_REQUESTS = 48  # SGLang's own default for its EAGLE family
 
 # server argument -> (value that is fine, what to do instead)
 UNSUPPORTED = {
-    "speculative_adaptive": (False, "drop --speculative-adaptive"),
     "enable_multi_layer_eagle": (False, "drop --enable-multi-layer-eagle; a P-EAGLE head has its own layers"),
     "enable_dp_attention": (False, "drop --enable-dp-attention"),
+    "enable_two_batch_overlap": (False, "drop --enable-two-batch-overlap"),
+    "enable_pdmux": (False, "drop --enable-pdmux"),
     "pp_size": (1, "use --tp-size instead of --pp-size"),
     "disaggregation_mode": ("null", "serve prefill and decode in one server"),
     "speculative_token_map": (None, "drop --speculative-token-map; a head with a draft vocabulary brings its own"),
@@ -43,6 +45,7 @@ def validate(server_args) -> None:
         read_tensors(head, config)  # every tensor there, of the right shape and finite
     _set_num_draft_tokens(server_args, config)
     _check_rejection_sampling(server_args)
+    check_table(server_args)
 
 
 def _check_target(head: Path, config: PEagleConfig, server_args) -> None:

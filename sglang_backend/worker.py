@@ -11,8 +11,11 @@ import copy
 from dataclasses import asdict, dataclass
 
 import torch
+import torch.nn.functional as F
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
 from sglang.srt.runtime_context import get_spec
+from sglang.srt.speculative.adaptive_runtime_state import AdaptiveController
+from sglang.srt.speculative.adaptive_spec_params import AdaptiveSpeculativeParams
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.draft_utils import DraftBackendFactory
 from sglang.srt.speculative.eagle_info import EagleDraftInput
@@ -23,6 +26,7 @@ from sglang.srt.speculative.spec_utils import draft_pp_context, draft_tp_context
 from torch import Tensor
 
 from sglang_backend import graphs, proposals, recorder
+from sglang_backend.adaptive import max_num_draft_tokens
 from sglang_backend.draft_inputs import (
     DraftExtendInput,
     DraftRows,
@@ -48,9 +52,14 @@ class PEagleDraftWorker(EagleDraftWorker):
         super().__init__(*args, **kwargs)
         self.counters = Counters()
         self.recorder = recorder.from_environment()
-        self.num_drafts = self.speculative_num_steps
+        self.relay_width = max_num_draft_tokens(get_spec())
         self.mask_token_id = self.draft_runner.model.head.mask_token_id
         self.samples_drafts = get_spec().speculative_use_rejection_sampling
+
+    @property
+    def num_drafts(self) -> int:
+        """K of the step in hand; adaptive speculation changes it between steps."""
+        return self.speculative_num_steps
 
     def alloc_memory_pool(
         self, memory_pool_config=None, req_to_token_pool=None, token_to_kv_pool_allocator=None
@@ -103,8 +112,8 @@ class PEagleDraftWorker(EagleDraftWorker):
             draft_input,
             self._topk1_parents_prealloc[:bs],
             self._topk1_score_indices_prealloc[:bs],
-            draft_input.topk_index,
-            draft_input.draft_probs,
+            draft_input.topk_index[:, : self.num_drafts],
+            None if draft_input.draft_probs is None else draft_input.draft_probs[:, : self.num_drafts],
             target_worker=self.target_worker,
             topk=1,
             num_steps=self.num_drafts,
@@ -234,9 +243,11 @@ class PEagleDraftWorker(EagleDraftWorker):
             proposal = proposals.propose_greedy(by_request, self.hot_token_id)
         if self.recorder is not None:
             self.recorder.record([r.rid for r in batch.reqs], known, proposal.token_ids, logits)
-        draft_input.topk_index = proposal.token_ids
-        draft_input.topk_p = torch.ones_like(proposal.token_ids, dtype=torch.float32)
-        draft_input.draft_probs = proposal.probs
+        # SGLang's relay buffers have one width; where K is to rise, the tokens missing are drafted as 0 for one step.
+        missing = self.relay_width - self.num_drafts
+        draft_input.topk_index = F.pad(proposal.token_ids, (0, missing))
+        draft_input.topk_p = torch.ones_like(draft_input.topk_index, dtype=torch.float32)
+        draft_input.draft_probs = None if proposal.probs is None else F.pad(proposal.probs, (0, 0, 0, missing))
         draft_input.hidden_states = None
 
 
@@ -260,6 +271,9 @@ class PEagleWorker(EAGLEWorkerV2):
         self.speculative_algorithm = SpeculativeAlgorithm.from_string(spec.speculative_algorithm)
         self.enable_dp_spec_prefill_coordination = False
         self.adaptive_controller = None
+        if spec.speculative_adaptive:
+            policy = AdaptiveSpeculativeParams(self.speculative_num_steps, spec.speculative_adaptive_config)
+            self.adaptive_controller = AdaptiveController(self, policy)
         self.plan_stream, self.plan_stream_ctx = get_plan_stream(self.device)
         self._target_worker = target_worker
         self._hosts_draft = True

@@ -25,6 +25,17 @@ AUX_IDS = (1, 3, 6)  # not SGLang's default, so that a fallback to it would show
 def save_target(directory: Path, num_layers: int = 8, **changes) -> None:
     """A random Llama over bytes, sharp enough that float noise does not decide its argmax; changes: of its config."""
     torch.manual_seed(1)
+    save_tokenizer(directory)
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=num_layers, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=CONTEXT, bos_token_id=256, eos_token_id=257, pad_token_id=259,
+        tie_word_embeddings=False, initializer_range=0.2, **changes,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(directory)
+
+
+def save_tokenizer(directory: Path) -> None:
+    """One token per byte, and four special ones."""
     vocabulary = {byte: i for i, byte in enumerate(sorted(ByteLevel.alphabet()))}
     for name in ("<|bos|>", "<|eos|>", "<|mask|>", "<|pad|>"):
         vocabulary[name] = len(vocabulary)
@@ -34,12 +45,6 @@ def save_target(directory: Path, num_layers: int = 8, **changes) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<|bos|>", eos_token="<|eos|>", pad_token="<|pad|>"
     ).save_pretrained(directory)
-    config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=num_layers, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=CONTEXT, bos_token_id=256, eos_token_id=257, pad_token_id=259,
-        tie_word_embeddings=False, initializer_range=0.2, **changes,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(directory)
 
 
 def drafter_config(**changes) -> PEagleConfig:

@@ -32,7 +32,7 @@ class TorchSdpaBackend(AttentionBackend):
     def __init__(self, model_runner, step: int = 0) -> None:
         super().__init__()
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
-        self.pool = model_runner.token_to_kv_pool
+        self.token_to_kv_pool = model_runner.token_to_kv_pool
         self.step = step
         self.rows: list[_Rows] = []
 
@@ -73,9 +73,9 @@ class TorchSdpaBackend(AttentionBackend):
             return out.flatten(1)
         if save_kv_cache and k is not None:
             k, v = k.view(-1, layer.tp_k_head_num, head_dim), v.view(-1, layer.tp_v_head_num, v_dim)
-            self.pool.set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
-        keys = self.pool.get_key_buffer(layer.layer_id)
-        values = self.pool.get_value_buffer(layer.layer_id)
+            self.token_to_kv_pool.set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
+        keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
+        values = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
         q = q.view(-1, heads, head_dim)
         window = getattr(layer, "sliding_window_size", None)
         window = -1 if window is None else window

@@ -42,6 +42,12 @@ def assign_req_to_token(req_pool_indices, req_to_token, start_offset, end_offset
         taken += end - start
 
 
+def last_slots(req_to_token: Tensor, req_pool_indices: Tensor, prefix_lens: Tensor) -> Tensor:
+    """int64[bs]: the KV slot of each request's last token, -1 where it has none."""
+    slots = req_to_token[req_pool_indices, (prefix_lens - 1).clamp(min=0)]
+    return torch.where(prefix_lens > 0, slots, -1).to(prefix_lens.dtype)
+
+
 def build_chain(
     parent_list, top_scores_index, seq_lens, tree_mask, positions, retrieve_index, retrieve_next_token,
     retrieve_next_sibling, topk, spec_steps, num_verify_tokens, tree_mask_mode,
@@ -148,6 +154,7 @@ REPLACED = {
     "sglang.kernels.ops.speculative.spec_tree.verify_tree_greedy_func": verify_greedy,
     "sglang.kernels.ops.speculative.eagle.fill_bonus_tokens_func": fill_bonus_tokens,
     "sglang.kernels.ops.speculative.cache_locs.assign_draft_cache_locs_contiguous_func": assign_draft_cache_locs,
+    "sglang.kernels.ops.memory.common.get_last_loc_triton": last_slots,
     "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func": assign_req_to_token,
     "sglang.kernels.ops.speculative.gather_spec_extras.gather_spec_extras": gather_spec_extras,
     "sglang.kernels.ops.speculative.row_argmax.row_argmax": row_argmax,

@@ -44,12 +44,13 @@ def check_drafts(
 
     seen = len(list(records.glob("*")))
     answers = ask_all(server, prompts, max_new_tokens, concurrency)
-    tokens = {a["meta_info"]["id"]: p + a["output_ids"] for p, a in zip(prompts, answers, strict=True)}
+    texts = {a["meta_info"]["id"]: (len(p), p + a["output_ids"]) for p, a in zip(prompts, answers, strict=True)}
     compared = []
     for rid, known, drafts, logits in recorded_passes(records, seen):
-        if rid not in tokens or len(tokens[rid]) < known:
-            continue  # the last step runs past the request's limit
-        ids = torch.tensor(tokens[rid][:known])
+        prompt_length, tokens = texts.get(rid, (0, []))
+        if not prompt_length < known <= len(tokens):
+            continue  # a chunk that does not end its prompt drafts nothing; the last step runs past the request's limit
+        ids = torch.tensor(tokens[:known])
         reference = reference_logits(target, drafter, ids, num_draft_tokens)
         torch.testing.assert_close(logits, reference, atol=1e-4, rtol=1e-4)
         best = reference.argmax(-1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from conftest import LENGTH, ask_all, mixed_prompts
+from conftest import LENGTH, TRAINED, ask_all, mixed_prompts
 from reference import check_drafts
 from servers import peagle, serve
 from transformers import LlamaForCausalLM
@@ -46,3 +48,20 @@ def test_retracted_requests_go_on_where_they_were(models, expected, tmp_path, pa
             answers = ask_all(server, mixed_prompts(), LENGTH, 10)
             assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in mixed_prompts()]
     assert "retract" in (tmp_path / "log").read_text().lower()
+
+
+def test_adaptive_k_follows_the_load(models, expected, tmp_path):
+    """K = 5 for a request alone, 1 or 2 for four and more at once; the output is the same throughout."""
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps({"1": {"candidate_steps": [5]}, "4": {"candidate_steps": [1, 2]}}))
+    arguments = [*peagle(models / "overfit"), "--speculative-adaptive", "--speculative-adaptive-config", str(table)]
+    accept_length = {}
+    with serve(models / "target", tmp_path / "log", *arguments) as server:
+        for concurrency in (1, 8, 1):
+            answers = ask_all(server, TRAINED * 3, LENGTH, concurrency)
+            assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in TRAINED * 3]
+            accept_length[concurrency] = min(a["meta_info"]["spec_accept_length"] for a in answers)
+        answers = ask_all(server, mixed_prompts(), LENGTH, 5)
+        assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in mixed_prompts()]
+    assert accept_length[1] > 5
+    assert accept_length[8] < 4

@@ -33,7 +33,14 @@ ARGUMENTS = {
     "K = 0": (["--speculative-num-steps", "0"], "K >= 1"),
     "a tree": (["--speculative-eagle-topk", "2"], "chain"),
     "two K": (["--speculative-num-steps", "3", "--speculative-num-draft-tokens", "7"], "it is 4, not 7"),
-    "adaptive": (["--speculative-adaptive"], "speculative_adaptive"),
+    "adaptive without a table": (["--speculative-adaptive"], "--speculative-adaptive-config"),
+    "DP attention": (["--enable-dp-attention", "--dp-size", "2", "--tp-size", "2"], "drop --enable-dp-attention"),
+    "PP": (["--pp-size", "2"], "use --tp-size"),
+    "PD": (["--disaggregation-mode", "prefill"], "one server"),
+    "inexact": (
+        ["--speculative-use-rejection-sampling", "--speculative-accept-threshold-acc", "0.5"],
+        "is exact: drop",
+    ),
 }
 
 
