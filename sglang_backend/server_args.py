@@ -22,6 +22,8 @@ MAX_RUNNING_REQUESTS = 48  # SGLang's own default for its EAGLE family
 # server argument -> (value that is fine, what to do instead)
 UNSUPPORTED = {
     "enable_multi_layer_eagle": (False, "drop --enable-multi-layer-eagle; a P-EAGLE head has its own layers"),
+    "enable_lora": (False, "serve a merged target, or without speculation"),
+    "lora_paths": (None, "serve a merged target, or without speculation"),
     "enable_dp_attention": (False, "drop --enable-dp-attention"),
     "enable_two_batch_overlap": (False, "drop --enable-two-batch-overlap"),
     "enable_pdmux": (False, "drop --enable-pdmux"),

@@ -33,6 +33,7 @@ class TorchSdpaBackend(AttentionBackend):
         super().__init__()
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
         self.token_to_kv_pool = model_runner.token_to_kv_pool
+        self.max_context_len = model_runner.model_config.context_len
         self.step = step
         self.rows: list[_Rows] = []
 
