@@ -21,6 +21,15 @@ def serve(target: Path, log: Path, *arguments: str, **extra_environment: str) ->
         yield running
 
 
+def plugin_path(root: Path, module: str) -> str:
+    """A PYTHONPATH under which servers load tests/sglang_backend/`module`.py as a plugin: its `register`."""
+    plugin = root / "plugins" / f"{module}-0.dist-info"
+    plugin.mkdir(parents=True)
+    (plugin / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module.replace('_', '-')}\nVersion: 0\n")
+    (plugin / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{module} = {module}:register\n")
+    return f"{plugin.parent}:{Path(__file__).parent}:{Path(__file__).parents[2]}"
+
+
 def refuse(target: Path, *arguments: str) -> tuple[int, str]:
     """Start a server that should refuse to start: (exit code, what it said)."""
     command = launch_command(target, free_port(), *SERVE, *arguments)

@@ -14,7 +14,7 @@ import torch
 from conftest import LENGTH, TRAINED, ask_all, mixed_prompts
 from no_host_sync import HostSync, NoHostSync
 from safetensors.torch import load_file, save_file
-from servers import peagle, serve, write_config
+from servers import peagle, plugin_path, serve, write_config
 
 NUM_DRAFTS = 5
 
@@ -23,12 +23,7 @@ NUM_DRAFTS = 5
 def probed(models, tmp_path_factory):
     """A server that starts with the random head and has the probe in it."""
     root = tmp_path_factory.mktemp("probed")
-    plugin = root / "plugins" / "decode_probe-0.dist-info"
-    plugin.mkdir(parents=True)
-    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: decode-probe\nVersion: 0\n")
-    (plugin / "entry_points.txt").write_text("[sglang.srt.plugins]\ndecode_probe = decode_probe:register\n")
-    path = f"{plugin.parent}:{Path(__file__).parent}:{Path(__file__).parents[2]}"
-    environment = {"PYTHONPATH": path, "DECODE_PROBE": str(root / "steps")}
+    environment = {"PYTHONPATH": plugin_path(root, "decode_probe"), "DECODE_PROBE": str(root / "steps")}
     with serve(models / "target", root / "log", *peagle(models / "random", NUM_DRAFTS), **environment) as server:
         server.steps = root / "steps"
         yield server

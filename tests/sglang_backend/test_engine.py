@@ -7,7 +7,7 @@ import json
 import pytest
 from conftest import LENGTH, TRAINED, ask_all, mixed_prompts
 from reference import check_drafts
-from servers import peagle, serve
+from servers import peagle, plugin_path, serve
 from transformers import LlamaForCausalLM
 
 from peagle_core.checkpoint import load_drafter
@@ -65,3 +65,27 @@ def test_adaptive_k_follows_the_load(models, expected, tmp_path):
         assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in mixed_prompts()]
     assert accept_length[1] > 5
     assert accept_length[8] < 4
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_no_slot_outside_a_reservation_is_written(models, expected, tmp_path, page_size):
+    """tests/sglang_backend/pool_probe.py checks every write, with chunks, a full pool and K = 7."""
+    environment = {"PYTHONPATH": plugin_path(tmp_path, "pool_probe"), "POOL_PROBE": str(tmp_path / "writes")}
+    options = ["--page-size", str(page_size), "--max-total-tokens", "640", "--chunked-prefill-size", "64"]
+    with serve(models / "target", tmp_path / "log", *peagle(models / "overfit", 7), *options, **environment) as server:
+        for concurrency in (1, 5, 10):
+            answers = ask_all(server, mixed_prompts(), LENGTH, concurrency)
+            assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in mixed_prompts()]
+    lines = [json.loads(line) for line in (tmp_path / "writes").read_text().splitlines()]
+    assert not [line for line in lines if "violation" in line]
+    assert len(lines) > 100 and max(line["rows"] for line in lines) == 14
+
+
+def test_two_ranks(models, expected, tmp_path):
+    """Tensor parallelism over gloo."""
+    cores = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+    with serve(models / "target", tmp_path / "log", *peagle(models / "overfit"), "--tp-size", "2", **cores) as server:
+        for concurrency in (1, 5):
+            answers = ask_all(server, mixed_prompts(), LENGTH, concurrency)
+            assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in mixed_prompts()]
+        assert server.generate(TRAINED[0], LENGTH)["meta_info"]["spec_accept_length"] > 5
