@@ -65,7 +65,7 @@ def save_random_head(directory: Path, **changes) -> PEagleDrafter:
 
 def overfit_head(
     directory: Path, target_dir: Path, prompts: list[list[int]], length: int, num_depths: int = 5,
-    forced: tuple[tuple[list[int], list[int]], ...] = (), **changes,
+    forced: tuple[tuple[list[int], list[int]], ...] = (), steps: int = 120, **changes,
 ) -> None:  # fmt: skip
     """A head that knows by heart the target's greedy continuations of the prompts, and the pairs `forced` of a prompt
     and what a grammar makes the target say; changes: of its config.
@@ -80,8 +80,8 @@ def overfit_head(
         batches.append(replace(batch, final_hidden=target.lm_head.weight.detach()[batch.input_ids.roll(-1)]))
     drafter = fresh_drafter(config, target, batches)
     optimizer = torch.optim.AdamW(drafter.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=120, pct_start=0.1)
-    for _ in range(120):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.1)
+    for _ in range(steps):
         for batch in batches:
             elements = sample_elements(batch.loss_mask, batch.doc_ids, num_depths, 1.0)
             loss_and_backward(drafter, batch, elements, target_head=target_head(target), loss="ce")
