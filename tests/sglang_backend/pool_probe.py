@@ -53,7 +53,7 @@ def watch_decode_steps(_result, worker, *_args, **_kwargs) -> None:
         self.unchecked(batch, result, **kwargs)
         table = self.req_to_token_pool.req_to_token
         for i, slots in enumerate(batch.out_cache_loc.view(len(starts), -1)):
-            reserved = table[batch.req_pool_indices[i], starts[i] : batch.reqs[i].kv_allocated_len]
+            reserved = table[batch.req_pool_indices[i], starts[i] : batch.reqs[i].kv.kv_allocated_len]
             written = slots[slots != 0]
             if not torch.isin(written, reserved).all():
                 report(violation="outside the reservation", slots=written.tolist(), reserved=reserved.tolist())
