@@ -37,9 +37,15 @@ def report(**line) -> None:
 def check_write(pool, layer, slots, *_args, **_kwargs) -> None:
     for allocator in allocators:
         pages = slots[slots != 0] // allocator.page_size
-        stray = pages[torch.isin(pages, torch.cat([allocator.free_pages, allocator.release_pages]))]
+        stray = pages[torch.isin(pages, free_pages(allocator))]
         if len(stray):
             report(violation="a free slot", pages=stray.tolist())
+
+
+def free_pages(allocator) -> torch.Tensor:
+    if allocator.page_size > 1:
+        return allocator.get_all_free_pages()
+    return torch.cat([allocator.free_pages, allocator.release_pages])
 
 
 def watch_decode_steps(_result, worker, *_args, **_kwargs) -> None:
