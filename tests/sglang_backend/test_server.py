@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
 from byte_models import CONTEXT
 from conftest import LENGTH, TRAINED, ask_all, mixed_prompts
@@ -75,11 +74,9 @@ def test_it_survives_bad_and_odd_requests(overfit_server, expected):
     too_long = http.post("/generate", json={"input_ids": [5] * 2000, "sampling_params": {"max_new_tokens": 4}})
     assert too_long.status_code == 400
     assert len(overfit_server.generate(TRAINED[1], 1)["output_ids"]) == 1
-    with pytest.raises(httpx.ReadTimeout):  # the client goes away in the middle of a stream
-        body = {"input_ids": TRAINED[1], "stream": True, "sampling_params": {"max_new_tokens": 400, "ignore_eos": True}}
-        with http.stream("POST", "/generate", json=body, timeout=0.05) as stream:
-            for _ in stream.iter_lines():
-                pass
+    body = {"input_ids": TRAINED[1], "stream": True, "sampling_params": {"max_new_tokens": 400, "ignore_eos": True}}
+    with http.stream("POST", "/generate", json=body) as stream:
+        next(stream.iter_lines())  # the client goes away in the middle of a stream
     with ThreadPoolExecutor(16) as pool:
         lengths = list(pool.map(lambda i: len(overfit_server.generate([i + 1] * (i + 1), 24)["output_ids"]), range(16)))
     assert lengths == [24] * 16

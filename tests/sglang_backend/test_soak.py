@@ -10,7 +10,6 @@ import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import psutil
 import pytest
 import torch
@@ -69,12 +68,9 @@ def test_random_load(models, expected, tmp_path):
             params = {"max_new_tokens": length, "ignore_eos": True, "temperature": 0 if greedy else 1.0}
             body = {"input_ids": prompt, "sampling_params": params, "stream": True}
             if own.random() < 0.2:
-                try:
-                    with server.http.stream("POST", "/generate", json=body, timeout=0.02) as stream:
-                        for _ in stream.iter_lines():
-                            pass
-                except httpx.TimeoutException:
-                    outcomes["abandoned"] += 1
+                with server.http.stream("POST", "/generate", json=body) as stream:
+                    next(stream.iter_lines())
+                outcomes["abandoned"] += 1
                 return
             answer = server.post("/generate", {**body, "stream": False})["output_ids"]
             assert len(answer) == length
