@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from servers import overfit_head, peagle, save_random_head, save_target, serve
+from byte_models import overfit_head, save_random_head, save_target
+from servers import peagle, serve
 
 from tools.server import Server
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from byte_models import save_random_head
 from conftest import LENGTH, ask_all, mixed_prompts
-from servers import save_random_head, serve
+from servers import serve
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 import torch
+from byte_models import save_random_head, save_target
 from safetensors.torch import load_file, save_file
-from servers import peagle, refusals, refuse, save_random_head, save_target, write_config
+from servers import peagle, refusals, refuse, write_config
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from byte_models import CONTEXT
 from conftest import LENGTH, TRAINED, ask_all, mixed_prompts
-from servers import CONTEXT, peagle, serve
+from servers import peagle, serve
 
 pytestmark = pytest.mark.slow
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
+from byte_models import AUX_IDS
 from conftest import LENGTH, mixed_prompts
 from safetensors import safe_open
-from servers import AUX_IDS
 from transformers import LlamaForCausalLM
 
 from peagle_core.checkpoint import load_drafter
