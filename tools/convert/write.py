@@ -63,7 +63,7 @@ def write_head(source: Source, plan: Plan, directory: Path, target: Target | Non
                 stored_dtype = str(tensor.dtype).removeprefix("torch.")
             shards.add(name, tensor)
     shards.close()
-    text = json.dumps(plan.config_dict(stored_dtype or "bfloat16", target), indent=2)
+    text = json.dumps(plan.config_dict(stored_dtype or "bfloat16"), indent=2)
     (directory / "config.json").write_text(text + "\n")
 
 
