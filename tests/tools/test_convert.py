@@ -242,7 +242,7 @@ def test_a_tied_target_shares_its_embedding_as_the_head(tmp_path):
     [
         {"rope_type": "default", "rope_theta": 10000.0},
         {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
-        {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0},
+        {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "truncate": False},
         {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
     ],
 )
