@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import random_batch, tiny_config, tiny_drafter
+from tiny import random_batch, tiny_config, tiny_drafter, tiny_target
 from trials import convert
 
 from peagle_core.checkpoint import load_drafter, save_drafter
@@ -36,10 +37,11 @@ HEADS = {
 
 @pytest.mark.parametrize("name", HEADS)
 def test_logits(tmp_path, name):
-    config = tiny_config(**HEADS[name])
-    flat, nested = tmp_path / "flat", tmp_path / "speculators"
+    target, flat, nested = (tmp_path / kind for kind in ("target", "flat", "speculators"))
+    tiny_target(dtype=torch.float32).save_pretrained(target)  # its loader wants one, whatever the head brings itself
+    config = tiny_config(target=str(target), **HEADS[name])
     save_drafter(tiny_drafter(config, dtype=torch.float32, scale=1.5), flat, torch.float32)
-    convert(flat, nested)
+    convert(flat, nested, "--target", str(target))
     doc_ids = torch.tensor([0] * 40 + [1] * 25)
     batch, _ = random_batch(config, torch.ones(65).bool(), doc_ids, dtype=torch.float32)
     elements = sample_elements(batch.loss_mask, doc_ids, NUM_DEPTHS, 0.8).order("anchor")
@@ -64,6 +66,9 @@ def logits_of_speculators(head: Path, batch: Batch, elements: Elements, scratch:
     }
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, questions)
     command = [str(peer.python()), "-P", str(Path(__file__).with_name("speculators_worker.py"))]
-    done = subprocess.run([*command, str(head), str(questions), str(answers)], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, str(head), str(questions), str(answers)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return load_file(answers)["logits"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +13,12 @@ from transformers import LlamaForCausalLM
 from peagle_core.checkpoint import load_drafter, save_drafter
 from peagle_core.config import PEagleConfig
 from peagle_core.generate import Speculation, speculate
+from tools.convert.__main__ import main as convert_command
 from tools.demo.corpus import heldout_prompts
 from tools.vllm import Case, Served
 
 NUM_DRAFTS = (1, 3, 5, 8)
-FORMATS = ("flat",)  # TEMP
+FORMATS = ("flat", "speculators")
 TRAINED = [[i * 7 % 250 + j for j in range(3 + i)] for i in range(4)]
 UNSEEN = [[5], [(3 * i) % 240 for i in range(50)]]  # one token; a prompt whose text no head knows
 NEW_TOKENS = 61
@@ -27,12 +26,19 @@ DEMO = Path("build/demo")
 DEMO_REQUESTS, DEMO_NEW_TOKENS = 12, 96
 HEAD_DIM = 32  # the smallest that vLLM's CPU attention takes
 
-# Name -> what its config says beside the defaults: 2 layers, the whole vocabulary, aux ids that are not the default.
+# Name -> its config. The aux ids (1, 3, 6), not vLLM's default, are `drafter_config`'s own.
 HEADS = {
     "draft vocabulary": {"num_hidden_layers": 1, "draft_vocab_size": 128, "aux_layer_ids": (2, 4, 5)},
     "norm_before_residual": {"num_hidden_layers": 2, "norm_before_residual": True, "aux_layer_ids": (2, 4, 5)},
     "four layers": {"num_hidden_layers": 4, "aux_layer_ids": (1, 3, 6)},
 }
+# Served with K=5 only.
+MORE_HEADS = {
+    "norm_before_fc": {"num_hidden_layers": 1, "norm_before_fc": True},
+    "fc_norm": {"num_hidden_layers": 1, "fc_norm": True},
+    "qk_norm": {"num_hidden_layers": 2, "qk_norm": True},
+}
+NOT_IN_SPECULATORS = ("fc_norm",)  # vLLM 0.32 does not read it from that format
 EAGLE3 = "EAGLE-3"
 
 
@@ -58,9 +64,11 @@ def has_demo() -> bool:
 
 def all_trials() -> list[Trial]:
     trials = [Trial(head, form, k) for head in HEADS for form in FORMATS for k in NUM_DRAFTS]
+    trials += [Trial(head, form, 5) for head in MORE_HEADS for form in FORMATS]
+    trials = [trial for trial in trials if trial.form == "flat" or trial.head not in NOT_IN_SPECULATORS]
     trials += [Trial(EAGLE3, "flat", k) for k in NUM_DRAFTS[1:]]
     if has_demo():
-        trials += [Trial("demo", "flat", k) for k in NUM_DRAFTS] + [Trial("demo", form, 5) for form in FORMATS[1:]]
+        trials += [Trial("demo", "flat", k) for k in NUM_DRAFTS] + [Trial("demo", "speculators", 5)]
     return trials
 
 
@@ -71,12 +79,12 @@ class Models:
         self.root = root
         save_target(root / "target", head_dim=HEAD_DIM)
         length = NEW_TOKENS + 2 * max(NUM_DRAFTS)  # the last step drafts past the end
-        for name, changes in HEADS.items():
+        for name, changes in (HEADS | MORE_HEADS).items():
             shape = {"head_dim": HEAD_DIM, "num_depths": max(NUM_DRAFTS), **changes}
             overfit_head(root / "flat" / name, root / "target", TRAINED, length, **shape)
         self._make_eagle3_head(length)
-        for name in [*HEADS, *(["demo"] if has_demo() else [])]:
-            if FORMATS[1:]: convert(self.head(Trial(name, "flat", 1)), root / "speculators" / name)
+        for name in sorted({trial.head for trial in all_trials() if trial.form == "speculators"}):
+            convert(self.head(Trial(name, "flat", 5)), root / "speculators" / name)
 
     def _make_eagle3_head(self, length: int) -> None:
         target = LlamaForCausalLM.from_pretrained(self.root / "target")
@@ -121,9 +129,10 @@ class Models:
         ]
 
 
-def convert(source: Path, directory: Path) -> None:
-    command = [sys.executable, "-m", "tools.convert", str(source), str(directory), "--to", "speculators"]
-    subprocess.run(command, check=True)
+def convert(source: Path, directory: Path, *more: str) -> None:
+    """What a user does to get speculators' format."""
+    directory.parent.mkdir(exist_ok=True)
+    assert convert_command([str(source), str(directory), "--to", "speculators", *more]) == 0
 
 
 @dataclass(frozen=True)
