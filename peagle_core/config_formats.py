@@ -15,6 +15,12 @@ from peagle_core.errors import InputError
 
 MASK_ID_KEYS = ("mask_token_id", "pard_token", "ptd_token_id")
 ARCHITECTURE = "LlamaForCausalLMEagle3"
+# vLLM's class with norms on queries and keys.
+QK_NORM_ARCHITECTURE = "Eagle3Qwen3ForCausalLM"
+# NeMo keeps the target's model_type, but its one class has no q/k norms.
+NEMO_ARCHITECTURE = "LlamaEagle3DraftModel"
+# speculators' own default, written where a head does not say K.
+DEFAULT_SPECULATIVE_TOKENS = 5
 
 
 def load_config_dict(directory: Path) -> dict[str, Any]:
@@ -70,7 +76,7 @@ def config_from_dict(raw: dict[str, Any]) -> PEagleConfig:
         norm_before_residual=bool(raw.get("norm_before_residual", False)),
         norm_before_fc=bool(raw.get("norm_before_fc", eagle.get("norm_before_fc", False))),
         fc_norm=bool(raw.get("fc_norm", eagle.get("fc_norm", False))),
-        qk_norm=layer.get("model_type") == "qwen3" or bool(raw.get("qk_norm", False)),
+        qk_norm=_qk_norm(raw, layer),
         target=_target_name(raw),
     )
 
@@ -109,11 +115,18 @@ def _aux_layer_ids(raw: dict[str, Any], eagle: dict[str, Any]) -> Any:
     return eagle.get(key) if raw.get(key) is None else raw[key]
 
 
+def _qk_norm(raw: dict[str, Any], layer: dict[str, Any]) -> bool:
+    is_qwen3 = layer.get("model_type") == "qwen3" and NEMO_ARCHITECTURE not in (raw.get("architectures") or [])
+    return is_qwen3 or bool(raw.get("qk_norm", False))
+
+
 def _num_depths(raw: dict[str, Any]) -> int | None:
     if raw.get("num_depths") is not None:
         return raw["num_depths"]
-    proposals = _object(raw, "speculators_config").get("proposal_methods") or []
-    return proposals[0].get("speculative_tokens") if proposals else None
+    proposals = _object(raw, "speculators_config").get("proposal_methods") or [{}]
+    if not isinstance(proposals, list) or not isinstance(proposals[0], dict):
+        raise InputError(f"key 'proposal_methods' must be a list of objects, found {proposals!r}")
+    return proposals[0].get("speculative_tokens")
 
 
 def _rope_parameters(layer: dict[str, Any]) -> dict[str, Any]:
@@ -142,31 +155,16 @@ def refuse_experiments(config: PEagleConfig) -> None:
 def flat_config_dict(config: PEagleConfig, dtype: str = "bfloat16") -> dict[str, Any]:
     """The flat config.json that vLLM and SGLang load; `num_depths` is ours and both ignore it."""
     refuse_experiments(config)
-    rope = config.rope_parameters
     eagle: dict[str, Any] = {"use_aux_hidden_state": True}
     if config.aux_layer_ids is not None:
         eagle["eagle_aux_hidden_state_layer_ids"] = list(config.aux_layer_ids)
     return {
-        "architectures": [ARCHITECTURE],
-        "model_type": "llama",
+        "architectures": [QK_NORM_ARCHITECTURE if config.qk_norm else ARCHITECTURE],
+        **_layer_dict(config),
         "torch_dtype": dtype,
-        "vocab_size": config.vocab_size,
         "draft_vocab_size": config.draft_vocab_size,
-        "hidden_size": config.hidden_size,
         "target_hidden_size": config.target_hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": config.hidden_act,
-        "rms_norm_eps": config.rms_norm_eps,
-        "max_position_embeddings": config.max_position_embeddings,
-        "rope_theta": rope["rope_theta"],
-        "rope_parameters": rope,
-        "attention_bias": config.attention_bias,
         "mlp_bias": False,
-        "tie_word_embeddings": False,
         "norm_before_residual": config.norm_before_residual,
         "norm_before_fc": config.norm_before_fc,
         "fc_norm": config.fc_norm,
@@ -176,6 +174,57 @@ def flat_config_dict(config: PEagleConfig, dtype: str = "bfloat16") -> dict[str,
         "ptd_token_id": config.mask_token_id,
         "target_name_or_path": config.target,
         "eagle_config": eagle,
+    }
+
+
+def speculators_config_dict(
+    config: PEagleConfig, dtype: str = "bfloat16", target_architectures: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """speculators' nested config.json. Without a K, its own default stands in, for vLLM demands one."""
+    refuse_experiments(config)
+    ids = config.aux_layer_ids
+    tokens = config.num_depths or DEFAULT_SPECULATIVE_TOKENS
+    return {
+        "architectures": ["PEagleDraftModel"],
+        "speculators_model_type": "peagle",
+        "dtype": dtype,
+        "mask_token_id": config.mask_token_id,
+        "draft_vocab_size": config.draft_vocab_size,
+        "target_hidden_size": config.target_hidden_size,
+        # Written always: absent, it is false for P-EAGLE and true for EAGLE-3.
+        "norm_before_residual": config.norm_before_residual,
+        "norm_before_fc": config.norm_before_fc,
+        "fc_norm": config.fc_norm,
+        "eagle_aux_hidden_state_layer_ids": None if ids is None else list(ids),
+        "tie_word_embeddings": False,
+        "transformer_layer_config": _layer_dict(config) | ({} if config.qk_norm else {"mlp_bias": False}),
+        "speculators_config": {
+            "algorithm": "peagle",
+            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": tokens}],
+            "default_proposal_method": "greedy",
+            "verifier": {"name_or_path": config.target, "architectures": list(target_architectures)},
+        },
+    }
+
+
+def _layer_dict(config: PEagleConfig) -> dict[str, Any]:
+    """The keys of transformers' LlamaConfig, or of Qwen3Config for q/k norms."""
+    return {
+        "model_type": "qwen3" if config.qk_norm else "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": config.hidden_act,
+        "rms_norm_eps": config.rms_norm_eps,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rope_theta": config.rope_parameters["rope_theta"],
+        "rope_parameters": dict(config.rope_parameters),
+        "attention_bias": config.attention_bias,
+        "tie_word_embeddings": False,
     }
 
 

@@ -4,6 +4,9 @@ Rows of a drafter pass, with known tokens s_0..s_n (the target has not processed
 real rows i (token s_{i+1}, state g_i, position i) for what the drafter has not seen, then K-1 mask rows at positions
 n, n+1, ...; the last real row gives draft 1, mask row j gives draft j+1. Plain causal attention over cached keys. It is
 the layout real vLLM runs and the SGLang worker uses; both are compared with this file, draft by draft.
+
+EAGLE-3 heads draft one token after the other: instead of mask rows, a row per draft that reads the draft before it and
+the drafter's own last state.
 """
 
 from __future__ import annotations
@@ -77,6 +80,27 @@ def draft_logits(
 
 
 @torch.no_grad()
+def draft_in_turn(
+    drafter: PEagleDrafter, cache: DraftCache, tokens: Tensor, aux: Tensor, num_draft_tokens: int, first_position: int
+) -> Tensor:
+    """EAGLE-3 drafting, K passes: the new real rows, then K-1 rows of (previous draft, the state that chose it).
+
+    That state is the last layer's output before the final norm, and no fc comes between. Arguments and
+    first draft are those of `draft_logits`. Returns int64[K] ids of the target's vocabulary; keeps only the real rows.
+    """
+    index = torch.arange(len(tokens), device=tokens.device)
+    embed, state = drafter.input_rows(tokens, aux, torch.zeros_like(index, dtype=torch.bool), index)
+    positions = first_position + index
+    drafts: list[Tensor] = []
+    while len(drafts) < num_draft_tokens:
+        state = drafter(embed, state, positions, cache.attend)[-1:]
+        drafts.append(drafter.target_ids(drafter.logits(state).argmax(-1)))
+        embed, positions = drafter.embed_tokens(drafts[-1]), positions[-1:] + 1
+    cache.keep(first_position + len(tokens))
+    return torch.cat(drafts)
+
+
+@torch.no_grad()
 def speculate(
     target: PreTrainedModel,
     drafter: PEagleDrafter,
@@ -87,12 +111,13 @@ def speculate(
     temperature: float = 0.0,
     eos_token_id: int | None = None,
     generator: torch.Generator | None = None,
+    in_turn: bool = False,
 ) -> Speculation:
     """Generate from one prompt with speculation; the output is the target's own (greedy, or its distribution).
 
     input_ids: int64[n], n >= 1; num_draft_tokens: K >= 1. Stops after max_new_tokens or with the end token. Drafts are
-    the drafter's argmax at any temperature. Raises InputError on an empty prompt, on K < 1 and on a target without the
-    drafter's aux layers.
+    the drafter's argmax at any temperature. in_turn: as EAGLE-3 drafts, see `draft_in_turn`. Raises InputError on an
+    empty prompt, on K < 1 and on a target without the drafter's aux layers.
     """
     if num_draft_tokens < 1:
         raise InputError(f"num_draft_tokens (K) must be at least 1, found {num_draft_tokens}")
@@ -114,8 +139,11 @@ def speculate(
     seen = 0  # real rows in the drafter's cache
     ended = bonus == eos_token_id
     while len(result.output_ids) < max_new_tokens and not ended:
-        drafts = draft_logits(drafter, cache, tokens, aux, num_draft_tokens, seen).argmax(-1)
-        drafts = drafter.target_ids(drafts)
+        if in_turn:
+            drafts = draft_in_turn(drafter, cache, tokens, aux, num_draft_tokens, seen)
+        else:
+            logits = draft_logits(drafter, cache, tokens, aux, num_draft_tokens, seen)
+            drafts = drafter.target_ids(logits.argmax(-1))
         seen += len(tokens)
         logits, aux = step_target(torch.cat([tokens[-1:], drafts]), num_draft_tokens + 1)
         accepted, bonus = verify_chain(drafts, logits, temperature, generator=generator)

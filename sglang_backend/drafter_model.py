@@ -24,8 +24,9 @@ from sglang.srt.runtime_context import get_parallel
 from sglang.srt.utils import add_prefix
 from torch import Tensor, nn
 
-from peagle_core.checkpoint import SHARED, collect_part, collect_tensors, is_complete
+from peagle_core.checkpoint import collect_part, collect_tensors, is_complete
 from peagle_core.config import PEagleConfig
+from peagle_core.tensors import SHARED
 from sglang_backend.draft_inputs import hidden_rows
 from sglang_backend.head_config import head_directory
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from peagle_core.checkpoint import SHARED, read_tensors
+from peagle_core.checkpoint import read_tensors
 from peagle_core.config import PEagleConfig
 from peagle_core.errors import InputError
+from peagle_core.tensors import SHARED
 from sglang_backend.algorithm import NAME
 
 DONE = "Succeeded to update model weights."  # SGLang's words

@@ -1,4 +1,7 @@
-"""Directories that are either complete or absent: written beside their name, flushed, renamed."""
+"""Directories that are either complete or absent: written beside their name, flushed, renamed.
+
+`new_directory` replaces what was there (a checkpoint of the same step); `fresh_directory` never does.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,58 @@ def new_directory(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
-    for item in sorted(partial.rglob("*")):
-        _flush(item)
-    _flush(partial)
+    _flush_all(partial)
     if path.exists():
         os.rename(path, old)
     os.rename(partial, path)
     _flush(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def fresh_directory(path: Path) -> Iterator[Path]:
+    """Yield an empty directory that becomes `path`, which must not exist, when the block ends without an error.
+
+    Any exception removes it, an interruption too. A killed process leaves `.<name>.partial-<process id>`, which the
+    next attempt removes. Raises FileExistsError when `path` is there, before or after.
+    """
+    prefix = f".{path.name}.partial-"
+    for leftover in [item for item in path.parent.iterdir() if item.name.startswith(prefix)]:
+        if not _is_running(leftover.name.removeprefix(prefix)):
+            shutil.rmtree(leftover, ignore_errors=True)
+    partial = path.with_name(f"{prefix}{os.getpid()}")
+    _refuse_existing(path)
+    partial.mkdir()
+    try:
+        yield partial
+        _flush_all(partial)
+        _refuse_existing(path)
+        os.rename(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _flush(path.parent)
+
+
+def _refuse_existing(path: Path) -> None:
+    if os.path.lexists(path):
+        raise FileExistsError(f"{path} exists already")
+
+
+def _is_running(process_id: str) -> bool:
+    try:
+        os.kill(int(process_id), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush_all(directory: Path) -> None:
+    for item in sorted(directory.rglob("*")):
+        _flush(item)
+    _flush(directory)
 
 
 def _flush(path: Path) -> None:

@@ -21,23 +21,23 @@ def resolve_mask_token_id(wanted: int | None, tokenizer: PreTrainedTokenizerBase
     if wanted is not None:
         if wanted >= vocab_size:
             raise ConfigError(f"drafter.mask_token_id {wanted} is outside the vocabulary (0..{vocab_size - 1})")
-        if tokenizer is not None and not _is_free(wanted, tokenizer):
+        if tokenizer is not None and not is_free(wanted, tokenizer):
             token = tokenizer.convert_ids_to_tokens(wanted)
             raise ConfigError(f"drafter.mask_token_id {wanted} is the token {token!r}, which the tokenizer uses")
         return wanted
     if tokenizer is None:
         raise ConfigError("the target has no tokenizer, so drafter.mask_token_id must be given")
-    if tokenizer.mask_token_id is not None and _is_free(tokenizer.mask_token_id, tokenizer):
+    if tokenizer.mask_token_id is not None and is_free(tokenizer.mask_token_id, tokenizer):
         return tokenizer.mask_token_id
     used = set(tokenizer.get_vocab().values())
     beyond = list(range(max(used) + 1, vocab_size))
-    reserved = [i for i in sorted(used) if i < vocab_size and _is_free(i, tokenizer)]
+    reserved = [i for i in sorted(used) if i < vocab_size and is_free(i, tokenizer)]
     if not beyond + reserved:
         raise ConfigError("no token id is free for the mask: the tokenizer uses them all; give drafter.mask_token_id")
     return (beyond + reserved)[0]
 
 
-def _is_free(token_id: int, tokenizer: PreTrainedTokenizerBase) -> bool:
+def is_free(token_id: int, tokenizer: PreTrainedTokenizerBase) -> bool:
     """True when the tokenizer makes no use of the id: it has no token there, or one kept in reserve."""
     token = tokenizer.added_tokens_decoder.get(token_id)
     if token is None:

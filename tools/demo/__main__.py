@@ -27,7 +27,9 @@ def main() -> int:
         prog="python -m tools.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dir", type=Path, default=Path("build/demo"), help="where everything goes (build/demo)")
-    directory = parser.parse_args().dir
+    parser.add_argument("--build-only", action="store_true", help="target and head, without serving them")
+    options = parser.parse_args()
+    directory = options.dir
     # Beside other work, OpenMP threads wait for each other (seen on 2 busy cores: 4 s a step with two, 0.6 with one).
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     try:
@@ -35,6 +37,8 @@ def main() -> int:
         build_target(directory)
         print("2/3 head: P-EAGLE on the target's own text", flush=True)
         build_head(directory)
+        if options.build_only:
+            return 0
         print("3/3 serving with SGLang on the CPU", flush=True)
         return serve_and_report(directory)
     except InputError as error:

@@ -1,0 +1,84 @@
+"""python -m tools.convert SRC DST --to {peagle,vllm,speculators}: a P-EAGLE head in another checkpoint format.
+
+    python -m tools.convert amazon-head head --to speculators --target Llama-3.1-8B-Instruct --check
+    python -m tools.convert run/checkpoints/step-00001000 head --to vllm --dtype bfloat16
+
+SRC is a directory: a head in the flat format (ours, AWS's), speculators' or NeMo's, with or without `midlayer.` and
+`model.` spellings, or a training checkpoint of ours (step-<n>). DST must not exist; it appears complete or not at all.
+peagle and vllm are one format, the flat one: what vLLM loads is what we write. Formats: docs/checkpoint.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from peagle_core.errors import InputError
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0, 1 after one sentence about bad input, 128 + the signal that stopped it."""
+    options = _parser().parse_args(arguments)
+    # Imported late, for torch takes seconds to load and --help should not.
+    from tools.convert.run import run
+
+    previous = signal.signal(signal.SIGTERM, _stop)
+    try:
+        run(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 0
+
+
+def _stop(number: int, _frame: object) -> None:
+    """SIGTERM unwinds like an error, so that the half-written directory is removed."""
+    print("stopped; nothing was written", file=sys.stderr)
+    sys.exit(128 + number)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, metavar="SRC", help="directory of the head to read")
+    parser.add_argument("destination", type=Path, metavar="DST", help="directory to make; must not exist")
+    parser.add_argument("--to", required=True, choices=("peagle", "vllm", "speculators"), help="format to write")
+    parser.add_argument(
+        "--target",
+        type=Path,
+        metavar="DIR",
+        help="directory of the target model: checks that the head fits it and that no text contains the mask id, "
+        "writes aux ids that were left to its default, raises max_position_embeddings to its own, and leaves out an "
+        "embedding or lm_head that is bit-equal to its own",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="cast the weights (default: as stored)")
+    parser.add_argument(
+        "--aux-ids",
+        choices=("entering", "output"),
+        default="entering",
+        help="what the source's aux layer ids count: the state entering layer k (vLLM, the default) or the output of "
+        "layer k (SGLang); written is always the former",
+    )
+    parser.add_argument(
+        "--check",
+        nargs="?",
+        const="logits",
+        choices=("logits", "vllm"),
+        help="before DST appears, reload it and compare its logits with the source's on random input; `vllm`: also "
+        "serve prompts with it in real vLLM (needs --target)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

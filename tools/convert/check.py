@@ -1,0 +1,65 @@
+"""Does the result compute what the source computes? Both are read from disk and run on the same random input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from peagle_core.drafter import PEagleDrafter
+from peagle_core.errors import InputError
+from peagle_core.generate import DraftCache, draft_logits
+from peagle_core.tensors import SHARED, checked_tensors, expected_shapes
+from tools.convert.source import Source
+from tools.convert.target import Target
+
+ROWS = 32
+DEPTHS = 8
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Over [K, V_d] logits in float32: the largest difference, the largest logit, the share of equal drafts."""
+
+    largest: float
+    scale: float
+    same_drafts: float
+
+
+@torch.no_grad()
+def compare_heads(source: Source, result: Source, target: Target | None) -> Difference:
+    """One drafter pass each, ROWS real rows and DEPTHS - 1 mask rows. One head is in memory at a time.
+
+    Where a head has no embedding or lm_head the target's stand in, or without a target the same random numbers.
+    Raises InputError when the two map draft ids to different tokens.
+    """
+    (ours, our_map), (theirs, their_map) = _run(source, target), _run(result, target)
+    if not torch.equal(our_map, their_map):
+        raise InputError(f"{result.directory}: d2t is not the source's")
+    same = (ours.argmax(-1) == theirs.argmax(-1)).double().mean()
+    return Difference(float((ours - theirs).abs().max()), float(ours.abs().max()), float(same))
+
+
+def _run(head: Source, target: Target | None) -> tuple[Tensor, Tensor]:
+    """([K, V_d] logits, d2t [V_d]). The random input depends on the shapes alone."""
+    drafter = PEagleDrafter(head.config)
+    missing = set(SHARED)
+    with torch.no_grad():
+        state = drafter.state_dict()
+        for name, tensor in checked_tensors(head.stored(), head.config, head.directory):
+            state[name].copy_(tensor)
+            missing.discard(name)
+        for name in sorted(missing):
+            state[name].copy_(_stand_in(name, expected_shapes(head.config)[name], target))
+    rng = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, head.config.vocab_size, (ROWS,), generator=rng)
+    aux = torch.randn(ROWS, head.config.fused_size, generator=rng)
+    return draft_logits(drafter, DraftCache(), tokens, aux, DEPTHS, 0), drafter.d2t
+
+
+def _stand_in(name: str, shape: tuple[int, ...], target: Target | None) -> Tensor:
+    theirs = None if target is None else target.tensor(name)
+    if theirs is not None and tuple(theirs.shape) == shape:
+        return theirs
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)) / shape[-1] ** 0.5

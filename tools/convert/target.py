@@ -1,0 +1,53 @@
+"""What the target model says, from its directory: sizes, tokenizer, embedding and head. Its layers are never read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from peagle_core.errors import InputError
+from peagle_core.tensors import weight_files
+from tools.convert.source import StoredTensor, list_tensors, read_tensor
+
+
+@dataclass(frozen=True)
+class Target:
+    """config: transformers' config of the text model. tokenizer: None where the directory has none."""
+
+    directory: Path
+    config: Any
+    architectures: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase | None
+    tensors: list[StoredTensor]
+
+    def tensor(self, name: str) -> Tensor | None:
+        """`embed_tokens.weight` or `lm_head.weight`, [V, H_t]; None where the directory has no such weight."""
+        if name == "lm_head.weight" and getattr(self.config, "tie_word_embeddings", False):
+            name = "embed_tokens.weight"
+        # A model with a vision part calls it, say, model.language_model.embed_tokens.weight.
+        found = [tensor for tensor in self.tensors if tensor.name == name or tensor.name.endswith("." + name)]
+        return read_tensor(found[0]) if len(found) == 1 else None
+
+
+def open_target(directory: Path) -> Target:
+    """Raises InputError when it is no model that transformers knows."""
+    try:
+        if not directory.is_dir():
+            raise OSError("no such directory")
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        tokenizer = None
+        if any(directory.glob("*token*")):
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{directory}: not a target model ({reason})") from None
+    # A directory without weights does for every check but that of shared weights.
+    files = weight_files(directory) if any(directory.glob("*.safetensors")) else []
+    tensors = [tensor for path in files for tensor in list_tensors(path)]
+    text = config.get_text_config()
+    architectures = tuple(config.architectures or ())
+    return Target(directory, text, architectures, tokenizer, tensors)

