@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from byte_models import save_random_head
 from safetensors.torch import load_file
-from servers import save_random_head
 from transformers import LlamaConfig
 
 pytest.importorskip("sglang")
