@@ -41,7 +41,7 @@ $(VLLM): requirements-vllm.txt
 
 test-vllm: $(STAMP) $(VLLM)
 	@$(RUN) -m tools.demo --build-only
-	@$(RUN) -m pytest -q -m judge tests/judges/test_vllm.py
+	@$(RUN) -m pytest -q -m judge tests/judges/test_vllm.py tests/tools/test_convert_vllm.py
 
 test-speculators: $(STAMP)
 	@$(RUN) -c "from tools.bench import peer; peer.python()"

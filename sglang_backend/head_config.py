@@ -1,7 +1,7 @@
 """Show every P-EAGLE head to SGLang in the one spelling it understands.
 
 SGLang reads a drafter's config in two places: transformers' config loader and its own ModelConfig. Both are hooked for
-heads under PEAGLE: the first builds a flat Llama config out of speculators' nested one, the second points the
+heads under PEAGLE: the first builds a flat config out of speculators' nested one, the second points the
 architecture at our model class and writes the aux layer ids where, and how, SGLang looks for them. A third hook reads
 the config before SGLang does, so that a broken one is refused in our words.
 """
@@ -51,10 +51,10 @@ def load_nested_config(get_config, model: str, *args, **kwargs):
         nested = False
     if not nested:
         return get_config(model, *args, **kwargs)
-    from transformers import LlamaConfig
+    from transformers import AutoConfig
 
     config = PEagleConfig.from_pretrained(model)
-    flat = LlamaConfig(**flat_config_dict(config))
+    flat = AutoConfig.for_model(**flat_config_dict(config))
     flat.name_or_path = str(model)
     return flat
 

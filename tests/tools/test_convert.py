@@ -160,6 +160,20 @@ def test_keys_nobody_reads_are_named(tmp_path, capsys):
     assert "transformers_version" not in out
 
 
+def test_the_verifiers_architectures_come_from_the_target_or_the_source(tmp_path, target, capsys):
+    def verifier(head: Path) -> dict:
+        return json.loads((head / "config.json").read_text())["speculators_config"]["verifier"]
+
+    source = write_flat(tmp_path / "source", tiny_config(target="org/target"))
+    unknown = convert(source, tmp_path / "unknown", "speculators")
+    assert verifier(unknown) == {"name_or_path": "org/target", "architectures": []}
+    known = convert(source, tmp_path / "known", "speculators", "--target", target)
+    assert verifier(known)["architectures"] == ["LlamaForCausalLM"]
+    assert verifier(convert(known, tmp_path / "again", "speculators")) == verifier(known)
+    convert(known, tmp_path / "flat", "vllm")
+    assert "the verifier's architectures ['LlamaForCausalLM']: not carried over" in capsys.readouterr().out
+
+
 def test_fc_norm_to_speculators_warns_that_vllm_drops_it(tmp_path, capsys):
     convert(write_flat(tmp_path / "a", tiny_config(fc_norm=True)), tmp_path / "b", "speculators")
     assert "vLLM 0.32 does not read fc_norm" in capsys.readouterr().err
@@ -206,6 +220,14 @@ def test_weights_of_the_target_are_left_out_only_when_bit_equal_and_asked(tmp_pa
     assert "lm_head.weight" not in result
 
 
+def test_a_head_that_never_had_its_own_embedding_stays_without(tmp_path, capsys):
+    source = write_flat(tmp_path / "source", tiny_config())
+    change_tensors(source, lambda t: (t.pop("embed_tokens.weight"), t.pop("lm_head.weight")))
+    result = convert(source, tmp_path / "result", "speculators", "--check")
+    assert not {"embed_tokens.weight", "lm_head.weight"} & set(load_file(result / "model.safetensors"))
+    assert "largest difference of logits 0 " in capsys.readouterr().out
+
+
 def test_a_tied_target_shares_its_embedding_as_the_head(tmp_path):
     model = tiny_target(tie_word_embeddings=True).to(torch.bfloat16)
     model.save_pretrained(tmp_path / "tied")
@@ -220,7 +242,7 @@ def test_a_tied_target_shares_its_embedding_as_the_head(tmp_path):
     [
         {"rope_type": "default", "rope_theta": 10000.0},
         {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
-        {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0},
+        {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "truncate": False},
         {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
     ],
 )

@@ -248,7 +248,7 @@ def test_a_target_that_is_none(tmp_path, capsys):
 
 def test_too_small_a_disk_is_seen_before_writing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
-    refuse(capsys, write_flat(tmp_path / "head"), tmp_path / "result", "the disk has 0.00 GB left")
+    refuse(capsys, write_flat(tmp_path / "head"), tmp_path / "result", "the disk has 1.00 kB left")
 
 
 @pytest.mark.parametrize("step", ["weights", "config", "rename"])

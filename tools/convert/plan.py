@@ -42,14 +42,15 @@ class Plan:
     config: PEagleConfig
     extras: dict[str, Any] = field(default_factory=dict)
     layer_extras: dict[str, Any] = field(default_factory=dict)
+    target_architectures: tuple[str, ...] = ()
     changes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def config_dict(self, dtype: str, target: Target | None) -> dict[str, Any]:
+    def config_dict(self, dtype: str) -> dict[str, Any]:
         """The config.json to write."""
         if self.to != SPECULATORS:
             return flat_config_dict(self.config, dtype) | self.layer_extras | self.extras
-        raw = speculators_config_dict(self.config, dtype, target.architectures if target else ())
+        raw = speculators_config_dict(self.config, dtype, self.target_architectures)
         raw["transformer_layer_config"] |= self.layer_extras
         return raw | self.extras
 
@@ -58,6 +59,7 @@ def make_plan(source: Source, to: str, target: Target | None = None, aux_ids_nam
     """Raises InputError where the head cannot be carried over, or does not fit the target."""
     plan = Plan(to, source.config)
     _carry_extras(plan, source)
+    _carry_target_architectures(plan, source, target)
     if aux_ids_name_outputs:
         _shift_aux_ids(plan)
     if target is not None:
@@ -160,6 +162,14 @@ def _carry_extras(plan: Plan, source: Source) -> None:
     for part in (raw, layer) if layer is not raw else (raw,):
         left = {k: v for k, v in part.items() if k not in READ | IDLE and v not in (None, False, [], {})}
         plan.changes += [f"{key} = {value!r}: not carried over" for key, value in left.items()]
+
+
+def _carry_target_architectures(plan: Plan, source: Source, target: Target | None) -> None:
+    """Only speculators' format has a place for them."""
+    theirs = ((source.files.raw.get("speculators_config") or {}).get("verifier") or {}).get("architectures") or ()
+    plan.target_architectures = target.architectures if target else tuple(theirs)
+    if theirs and plan.to != SPECULATORS:
+        plan.changes.append(f"the verifier's architectures {theirs!r}: not carried over")
 
 
 def _say_what_was_implied(plan: Plan, source: Source) -> None:

@@ -10,13 +10,16 @@ import torch
 from peagle_core.errors import InputError
 from tools.convert.check import compare_heads
 from tools.convert.plan import Plan, make_plan
-from tools.convert.source import Source, open_source
+from tools.convert.source import Source, in_bytes, open_source
 from tools.convert.target import Target, open_target
+from tools.convert.vllm_check import check_in_vllm, require_vllm
 from tools.convert.write import destination_directory, write_head
 
 
 def run(options: argparse.Namespace) -> None:
     """Raises InputError; then nothing is left behind."""
+    if options.check == "vllm":
+        require_vllm(options.target)
     source = open_source(options.source)
     target = open_target(options.target) if options.target else None
     dtype = getattr(torch, options.dtype) if options.dtype else None
@@ -29,8 +32,10 @@ def run(options: argparse.Namespace) -> None:
         _report(plan)
         if options.check:
             _check(source, open_source(partial), target, dtype)
+        if options.check == "vllm" and target:
+            print(f"check: {check_in_vllm(partial, target)}")
         size = sum(file.stat().st_size for file in partial.iterdir())
-    print(f"{options.destination}: {options.to}, {size / 1e6:.1f} MB")
+    print(f"{options.destination}: {options.to}, {in_bytes(size)}")
 
 
 def _report(plan: Plan) -> None:

@@ -115,6 +115,14 @@ def read_tensor(tensor: StoredTensor) -> Tensor:
         raise InputError(f"{tensor.file}: unreadable safetensors file ({error})") from None
 
 
+def in_bytes(count: int) -> str:
+    """1234567 -> 1.23 MB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} bytes"
+
+
 def _format(raw: dict[str, Any]) -> str:
     if "transformer_layer_config" in raw or "speculators_config" in raw:
         return SPECULATORS

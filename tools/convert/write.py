@@ -19,7 +19,7 @@ from tqdm import tqdm
 from peagle_core.errors import InputError
 from peagle_core.tensors import SHARED, TensorCheck, bare_name, is_finite
 from tools.convert.plan import SPECULATORS, Plan
-from tools.convert.source import Source
+from tools.convert.source import Source, in_bytes
 from tools.convert.target import Target
 from trainer.atomic import fresh_directory
 
@@ -40,7 +40,7 @@ def destination_directory(destination: Path, source: Source, dtype: torch.dtype 
     needed = sum(_written_bytes(t.nbytes, t.shape, dtype) for t in source.tensors)
     free = shutil.disk_usage(destination.parent).free
     if needed > free:
-        raise InputError(f"{destination}: needs {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left")
+        raise InputError(f"{destination}: needs {in_bytes(needed)}, the disk has {in_bytes(free)} left")
     try:
         with fresh_directory(destination) as partial:
             yield partial
@@ -63,7 +63,7 @@ def write_head(source: Source, plan: Plan, directory: Path, target: Target | Non
                 stored_dtype = str(tensor.dtype).removeprefix("torch.")
             shards.add(name, tensor)
     shards.close()
-    text = json.dumps(plan.config_dict(stored_dtype or "bfloat16", target), indent=2)
+    text = json.dumps(plan.config_dict(stored_dtype or "bfloat16"), indent=2)
     (directory / "config.json").write_text(text + "\n")
 
 

@@ -16,7 +16,16 @@ from peagle_core.config_formats import DEFAULT_SPECULATIVE_TOKENS, config_from_d
 from peagle_core.errors import InputError
 from peagle_core.tensors import TensorCheck
 from tools.convert.plan import misfits
-from tools.convert.source import SPECULATORS, TRAINING, Files, StoredTensor, find_files, list_tensors, read_tensor
+from tools.convert.source import (
+    SPECULATORS,
+    TRAINING,
+    Files,
+    StoredTensor,
+    find_files,
+    in_bytes,
+    list_tensors,
+    read_tensor,
+)
 from tools.convert.target import Target, open_target
 
 IDS = "eagle_aux_hidden_state_layer_ids"
@@ -113,7 +122,7 @@ def _describe(report: Report, config: PEagleConfig, tensors: list[StoredTensor])
     used = [t for t in tensors if t.bare not in ("d2t", "t2d") and not t.bare.startswith("verifier_")]
     dtypes = ", ".join(dtype for dtype, _ in Counter(t.dtype for t in used).most_common())
     size = sum(t.nbytes for t in used)
-    facts["parameters"] = f"{sum(math.prod(t.shape) for t in used):,}, {_bytes(size)} in {dtypes or 'no dtype'}"
+    facts["parameters"] = f"{sum(math.prod(t.shape) for t in used):,}, {in_bytes(size)} in {dtypes or 'no dtype'}"
     facts["read per drafter pass"] = _pass_bytes(config, used)
 
 
@@ -127,15 +136,8 @@ def _pass_bytes(config: PEagleConfig, used: list[StoredTensor]) -> str:
     if "lm_head.weight" not in sizes:
         read += config.draft_vocab_size * config.hidden_size * itemsize
         head = "the target's lm_head"
-    row = _bytes(config.hidden_size * itemsize)
-    return f"{_bytes(read)}: all layers, fc, norms and {head}; of the embedding only a row of {row} per token"
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count} bytes"
+    row = in_bytes(config.hidden_size * itemsize)
+    return f"{in_bytes(read)}: all layers, fc, norms and {head}; of the embedding only a row of {row} per token"
 
 
 def _describe_target(report: Report, config: PEagleConfig, target: Target | None) -> None:
