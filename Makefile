@@ -13,7 +13,7 @@ help:
 	@echo "make demo       train a P-EAGLE head and serve it with SGLang on this machine's CPU (about 10 minutes)"
 	@echo "make test       the whole test suite (under 25 minutes on 2 cores)"
 	@echo "make test-fast  without the tests that start servers or train (under 2 minutes)"
-	@echo "make test-vllm  drafts and acceptance against real vLLM on the CPU, in an environment of its own (3.4 GB)"
+	@echo "make test-vllm  drafts and acceptance against real vLLM on the CPU (3.4 GB, 10 minutes after the demo)"
 	@echo "make test-speculators  logits of a converted head against speculators', in an environment of its own"
 	@echo "make soak       the whole lossless matrix and half an hour of random load (about an hour)"
 	@echo "make lint       ruff and mypy"

@@ -45,7 +45,7 @@ def reference(cases: list[Case]) -> list[Served]:
             for p in case.prompts
         ]
         steps = [[Step([], drafts) for drafts in run.draft_tokens] for run in runs]
-        answers.append(Served([run.output_ids for run in runs], steps, 10, 5, 1.0))
+        answers.append(Served([run.output_ids for run in runs], steps, 10, 5))
     return answers
 
 

@@ -43,13 +43,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Served:
-    """outputs[p]: generated tokens of prompt p; steps[p]: its prefill, then its verifications; counters: vLLM's own."""
+    """outputs[p]: generated tokens of prompt p; steps[p]: its prefill, then its verifications; num_*: vLLM's own."""
 
     outputs: list[list[int]]
     steps: list[list[Step]]
     num_drafts: int
     num_accepted: int
-    seconds: float
 
     @property
     def accept_length(self) -> float:
@@ -91,7 +90,7 @@ def last_words(output: str) -> str:
 
 def _served(answer: dict) -> Served:
     steps = [[Step(**step) for step in request] for request in answer["steps"]]
-    return Served(answer["outputs"], steps, answer["drafts"], answer["accepted"], answer["seconds"])
+    return Served(answer["outputs"], steps, answer["drafts"], answer["accepted"])
 
 
 def _environment() -> dict[str, str]:

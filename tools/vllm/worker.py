@@ -4,8 +4,8 @@
 
 cases.json: [{target, head, num_draft_tokens, parallel, prompts, max_new_tokens, concurrency}]; head null: no
 speculation. One engine per case, one after the other in this process (a fork after importing vLLM hangs). answers.json:
-per case {outputs, steps, drafts, accepted, seconds}; steps[p] = [{emitted, drafts}] is what the target emitted
-for prompt p in one step and what the drafter then proposed; drafts and accepted are vLLM's own counters.
+per case {outputs, steps, drafts, accepted}; steps[p] = [{emitted, drafts}] is what the target emitted for prompt p in
+one step and what the drafter then proposed; drafts and accepted are vLLM's own counters.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import gc
 import json
 import sys
-import time
 from pathlib import Path
 
 from vllm import LLM, SamplingParams, TokensPrompt
@@ -67,9 +66,7 @@ def run(case: dict, recorded: list[Recorded]) -> dict:
     recorded[-1].clear()  # a warm-up pass is no draft
     sampling = SamplingParams(temperature=0, max_tokens=case["max_new_tokens"], ignore_eos=True, detokenize=False)
     prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in case["prompts"]]
-    start = time.perf_counter()
     answers = llm.generate(prompts, sampling, use_tqdm=False)
-    seconds = time.perf_counter() - start
     counters = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
     llm.llm_engine.engine_core.shutdown()
     del llm
@@ -79,7 +76,6 @@ def run(case: dict, recorded: list[Recorded]) -> dict:
         "steps": steps_of([answer.request_id for answer in answers], recorded[-1]),
         "drafts": counters.get("vllm:spec_decode_num_drafts", 0),
         "accepted": counters.get("vllm:spec_decode_num_accepted_tokens", 0),
-        "seconds": seconds,
     }
 
 
