@@ -24,7 +24,7 @@ UNSUPPORTED = {
     "enable_multi_layer_eagle": (False, "drop --enable-multi-layer-eagle; a P-EAGLE head has its own layers"),
     "enable_lora": (False, "serve a merged target, or without speculation"),
     "lora_paths": (None, "serve a merged target, or without speculation"),
-    "enable_dp_attention": (False, "drop --enable-dp-attention"),
+    "attn_dp_size": (1, "drop --attn-dp-size, or --enable-dp-attention, which sets it"),
     "enable_two_batch_overlap": (False, "drop --enable-two-batch-overlap"),
     "enable_pdmux": (False, "drop --enable-pdmux"),
     "pp_size": (1, "use --tp-size instead of --pp-size"),

@@ -34,7 +34,7 @@ ARGUMENTS = {
     "a tree": (["--speculative-eagle-topk", "2"], "chain"),
     "two K": (["--speculative-num-steps", "3", "--speculative-num-draft-tokens", "7"], "it is 4, not 7"),
     "adaptive without a table": (["--speculative-adaptive"], "--speculative-adaptive-config"),
-    "DP attention": (["--enable-dp-attention", "--dp-size", "2", "--tp-size", "2"], "drop --enable-dp-attention"),
+    "DP attention": (["--enable-dp-attention", "--dp-size", "2", "--tp-size", "2"], "attn_dp_size=2"),
     "LoRA": (["--enable-lora", "--max-lora-rank", "8", "--lora-target-modules", "all"], "enable_lora=True"),
     "PP": (["--pp-size", "2"], "use --tp-size"),
     "PD": (["--disaggregation-mode", "prefill"], "one server"),
