@@ -6,12 +6,9 @@ TRITON_INTERPRET=1, where the kernels can meet CPU tensors; the process of the o
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from interpreter import INTERPRETED, interpreted, outside, run_under_the_interpreter
 from layouts import chains, stream
 from test_attention import output_and_gradients, random_qkv
 from test_flat_step import SMALL, step
@@ -24,9 +21,6 @@ from peagle_core.cod import sample_elements
 from peagle_core.elements import Elements
 from peagle_core.errors import InputError
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_under_the_interpreter")
-
 # Documents of a packed row, and query heads, key heads, head size.
 CASES = [
     (("A" * 40,), (1, 1, 16)),
@@ -38,15 +32,9 @@ CASES = [
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="already inside")
+@outside
 def test_under_the_interpreter():
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    run = subprocess.run(
-        command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=500, check=False
-    )
-    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
-    assert " passed" in run.stdout
+    run_under_the_interpreter(__file__)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter can")

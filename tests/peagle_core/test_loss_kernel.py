@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from interpreter import interpreted, outside, run_under_the_interpreter
 
 from peagle_core.loss import Labels, chunk_loss, chunk_loss_triton, distillation_loss
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_under_the_interpreter")
-
 
 @pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="already inside")
+@outside
 def test_under_the_interpreter():
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    run = subprocess.run(
-        command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=500, check=False
-    )
-    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
-    assert " passed" in run.stdout
+    run_under_the_interpreter(__file__)
 
 
 @interpreted

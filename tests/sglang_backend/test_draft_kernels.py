@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import fields
 from typing import Any
 
@@ -15,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from interpreter import INTERPRETED, interpreted, outside, run_under_the_interpreter
 
 triton = pytest.importorskip("triton")
 pytest.importorskip("sglang")
@@ -22,22 +20,15 @@ pytest.importorskip("sglang")
 from sglang_backend.draft_inputs import DecodeRows, fill_rows, hidden_rows  # noqa: E402
 from sglang_backend.kernels import draft_rows  # noqa: E402
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_under_the_interpreter")
 compiled = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels do not compile")
 
 MASK, TABLE_WIDTH, CANARY = 999, 24, -77
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="already inside")
+@outside
 def test_under_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    run = subprocess.run(
-        command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=500, check=False
-    )
-    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
-    assert " passed" in run.stdout
+    run_under_the_interpreter(__file__)
 
 
 @st.composite
