@@ -29,7 +29,7 @@ def heads(models, tmp_path_factory):
     """right: knows the continuations by heart; wrong: drafts what it believes least; trained: in between; random."""
     root = tmp_path_factory.mktemp("heads")
     overfit_head(root / "right", models / "target", mixed_prompts(), LENGTH + 8, num_depths=7, steps=500)
-    overfit_head(root / "trained", models / "target", TRAINED, LENGTH + 8, num_depths=7, steps=40)
+    overfit_head(root / "trained", models / "target", TRAINED, LENGTH + 8, num_depths=7, steps=120)
     save_random_head(root / "random", num_depths=7)
     overfit_head(root / "wrong", models / "target", TRAINED, LENGTH + 8, num_depths=7, steps=40)
     path = root / "wrong" / "model.safetensors"
