@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from byte_models import overfit_head, save_random_head, save_target
-from servers import peagle, serve
+from servers import ask_all, peagle, serve
 from transformers import AutoTokenizer
-
-from tools.server import Server
 
 TRAINED = [[i * 7 % 250 + j for j in range(3 + i)] for i in range(4)]  # prompts the over-fitted head knows
 LENGTH = 61
@@ -22,11 +19,6 @@ def mixed_prompts() -> list[list[int]]:
     """One token, short, long, and with a shared prefix (radix cache hits)."""
     shared = [(11 * i) % 250 for i in range(40)]
     return [[5], [1, 2, 3], shared, [*shared, 9], [*shared, 9, 10, 11], [(3 * i) % 240 for i in range(150)], *TRAINED]
-
-
-def ask_all(server: Server, prompts: list[list[int]], max_new_tokens: int, concurrency: int) -> list[dict]:
-    with ThreadPoolExecutor(concurrency) as pool:
-        return list(pool.map(lambda p: server.generate(p, max_new_tokens), prompts))
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +34,8 @@ def models(tmp_path_factory) -> Path:
         root / "target",
         TRAINED,
         LENGTH + 8,
-        forced=(phrase,),  # the last step drafts past the end
+        forced=(phrase,),
+        steps=200,  # the last step drafts past the end
     )
     return root
 

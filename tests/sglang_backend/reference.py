@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from servers import ask_all
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -40,8 +41,6 @@ def check_drafts(
     num_draft_tokens: int, max_new_tokens: int = 30, concurrency: int = 1,
 ) -> list[Tensor]:  # fmt: skip
     """Generate, and hold every recorded draft against the reference -> the known tokens of each compared pass."""
-    from conftest import ask_all
-
     seen = len(list(records.glob("*")))
     answers = ask_all(server, prompts, max_new_tokens, concurrency)
     texts = {a["meta_info"]["id"]: (len(p), p + a["output_ids"]) for p, a in zip(prompts, answers, strict=True)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from byte_models import save_random_head
-from conftest import LENGTH, ask_all, mixed_prompts
-from servers import serve
+from conftest import LENGTH, mixed_prompts
+from servers import ask_all, serve
 
 pytestmark = pytest.mark.slow
 

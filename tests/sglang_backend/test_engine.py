@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import LENGTH, TRAINED, ask_all, mixed_prompts
+from conftest import LENGTH, TRAINED, mixed_prompts
 from reference import check_drafts
-from servers import peagle, plugin_path, serve
+from servers import ask_all, peagle, plugin_path, serve
 from transformers import LlamaForCausalLM
 
 from peagle_core.checkpoint import load_drafter

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from byte_models import CONTEXT
-from conftest import LENGTH, TRAINED, ask_all, mixed_prompts
-from servers import peagle, serve
+from conftest import LENGTH, TRAINED, mixed_prompts
+from servers import ask_all, peagle, serve
 
 pytestmark = pytest.mark.slow
 

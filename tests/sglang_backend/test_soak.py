@@ -14,9 +14,9 @@ import psutil
 import pytest
 import torch
 from byte_models import overfit_head, save_random_head
-from conftest import LENGTH, TRAINED, ask_all, mixed_prompts
+from conftest import LENGTH, TRAINED, mixed_prompts
 from safetensors.torch import load_file, save_file
-from servers import peagle, serve
+from servers import ask_all, peagle, serve
 
 pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(7200)]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from byte_models import AUX_IDS, VOCAB, save_random_head, save_tokenizer
-from conftest import ask_all, mixed_prompts
-from servers import peagle, serve
+from conftest import mixed_prompts
+from servers import ask_all, peagle, serve
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, Qwen3Config, Qwen3MoeConfig
 
 pytestmark = pytest.mark.slow
