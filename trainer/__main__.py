@@ -3,6 +3,7 @@
     python -m trainer train target=meta-llama/Llama-3.1-8B-Instruct data.train=answers.jsonl
     python -m trainer train --config run.yaml optim.lr=1e-4 drafter.num_hidden_layers=2
     python -m trainer train --config run.yaml --resume
+    python -m trainer train --config trainer/configs/recipes/qwen3-8b.yaml --dry-run
     python -m trainer eval  --config runs/Llama-3.1-8B-Instruct-peagle/run.yaml eval.num_draft_tokens=[5]
 
 Every setting is a key of the configuration; a commented one is trainer/configs/example.yaml.
@@ -37,7 +38,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from trainer.config import load_config
 
-    config = load_config(options.config, options.overrides)
+    dry = options.verb == "train" and options.dry_run
+    config = load_config(options.config, options.overrides, needs_data=not dry)
+    if dry:
+        from trainer.dry_run import dry_run
+
+        dry_run(config)
+        return 0
     from trainer import run
 
     if options.verb == "train":
@@ -46,7 +53,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.verb == "eval":
         run.run_eval(config, options.head)
     else:
-        run.run_export(config, options.checkpoint, options.to)
+        from trainer.export import run_export
+
+        run_export(config, options.checkpoint, options.to, options.verify)
     return 0
 
 
@@ -60,11 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("overrides", nargs="*", metavar="key=value", help="for example optim.lr=1e-4 (values are YAML)")
     train = verbs.add_parser("train", parents=[common], help="train a drafter, save output_dir/head and measure it")
     train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in output_dir")
+    train.add_argument("--dry-run", action="store_true", help="check all sizes and estimate memory and time, no more")
     evaluate = verbs.add_parser("eval", parents=[common], help="acceptance length and accuracy of a head")
     evaluate.add_argument("--head", type=Path, help="a head directory (default: output_dir/head)")
     export = verbs.add_parser("export", parents=[common], help="make a head directory from a training checkpoint")
     export.add_argument("--checkpoint", type=Path, help="default: the newest in output_dir")
     export.add_argument("--to", type=Path, help="directory to write (default: output_dir/head)")
+    export.add_argument("--verify", action="store_true", help="serve two held-out prompts from the exported files")
     return parser
 
 

@@ -58,11 +58,7 @@ def new_drafter(
     """fp32, on the target's device. documents: the training data, counted when draft_vocab_size is smaller than V."""
     table, head = embedding(target), target_head(target)
     shape = drafter_config(config, target.config, mask_token_id, table.shape[0])
-    if table.shape[1] != shape.hidden_size or head.shape[1] != shape.hidden_size:
-        raise InputError(
-            f"the target's embedding is {table.shape[1]} wide and its head {head.shape[1]}, "
-            f"but its hidden size is {shape.hidden_size}; such targets are not supported"
-        )
+    check_widths(table, head, shape)
     # The same weights whatever else draws random numbers in this process.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(config.seed)
@@ -75,6 +71,15 @@ def new_drafter(
     drafter.embed_tokens.requires_grad_(config.drafter.train_embedding)
     drafter.lm_head.requires_grad_(config.drafter.train_lm_head)
     return drafter.to(head.device)
+
+
+def check_widths(table: Tensor, head: Tensor, shape: PEagleConfig) -> None:
+    """Raises InputError unless the target's embedding and output head are as wide as its hidden state."""
+    if table.shape[1] != shape.hidden_size or head.shape[1] != shape.hidden_size:
+        raise InputError(
+            f"the target's embedding is {table.shape[1]} wide and its head {head.shape[1]}, "
+            f"but its hidden size is {shape.hidden_size}; such targets are not supported"
+        )
 
 
 def draft_vocabulary(documents: Iterable[Document], vocab_size: int, draft_vocab_size: int) -> Tensor:

@@ -20,7 +20,7 @@ def load_target(config: RunConfig) -> PreTrainedModel:
     try:
         model = AutoModelForCausalLM.from_pretrained(config.target, dtype=dtype)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"target {config.target!r} cannot be loaded ({_first_line(error)})") from None
+        raise InputError(f"target {config.target!r} cannot be loaded ({first_line(error)})") from None
     return model.requires_grad_(False).eval().to(torch.device(config.device))
 
 
@@ -31,7 +31,7 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase | None:
     except (OSError, ValueError, KeyError) as error:
         if Path(config.target).is_dir() and not any(Path(config.target).glob("*token*")):
             return None
-        raise InputError(f"the tokenizer of {config.target!r} cannot be loaded ({_first_line(error)})") from None
+        raise InputError(f"the tokenizer of {config.target!r} cannot be loaded ({first_line(error)})") from None
 
 
 def embedding(target: PreTrainedModel) -> Tensor:
@@ -41,5 +41,5 @@ def embedding(target: PreTrainedModel) -> Tensor:
     return weight.detach()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
