@@ -6,6 +6,7 @@ from shapes; nothing is measured.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -145,7 +146,10 @@ def report(
         f"step     {config.optim.rows_per_step} rows of {slots} tokens, at most {elements} elements a row, "
         f"{config.precision}, attention as on a GPU"
     )
-    costs, state, batch = drafter_costs(config, drafter), state_bytes(drafter), batch_bytes(config, drafter)
+    state, batch = state_bytes(drafter), batch_bytes(config, drafter)
+    with warnings.catch_warnings():  # torch remarks on norms under autocast, once
+        warnings.simplefilter("ignore", UserWarning)
+        costs = drafter_costs(config, drafter)
     fixed = size.bytes + state
     print(
         f"memory   {size.bytes / GIB:.1f} GiB target, {state / GIB:.1f} GiB drafter ({trained / 1e6:.0f}M trained "

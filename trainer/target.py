@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,7 +20,7 @@ def load_target(config: RunConfig) -> PreTrainedModel:
         dtype = "float32"
     try:
         model = AutoModelForCausalLM.from_pretrained(config.target, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"target {config.target!r} cannot be loaded ({first_line(error)})") from None
     return model.requires_grad_(False).eval().to(torch.device(config.device))
 

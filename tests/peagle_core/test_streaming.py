@@ -11,8 +11,7 @@ from torch import Tensor
 
 from peagle_core.cod import sample_elements
 from peagle_core.drafter import PEagleDrafter
-from peagle_core.training import loss_and_backward, stream_bytes
-from peagle_core.training.memory import chunk_rows_within
+from peagle_core.training import activation_costs, loss_and_backward, stream_bytes
 
 
 def rows_through_the_mlp(drafter: PEagleDrafter, batch, elements, **options) -> list[int]:
@@ -83,7 +82,7 @@ def test_a_budget_picks_the_chunk_and_a_chunk_tells_its_budget():
     drafter = tiny_drafter(tiny_config(**SMALL))
     small, large = (stream_bytes(drafter, 500, rows) for rows in (100, 1000))
     assert small < large
-    assert chunk_rows_within(large, drafter, 500, "sdpa", False) == pytest.approx(1000, abs=1)
+    assert activation_costs(drafter).chunk_rows_within(large, 500) == pytest.approx(1000, abs=1)
     assert stream_bytes(drafter, 500, 1000, recompute=True) < large
     assert stream_bytes(drafter, 1000, 1000) > large
 
