@@ -21,7 +21,11 @@ from peagle_core.errors import InputError
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 1 (failed), 2 (wrong configuration), 128 + the signal that stopped a run after its checkpoint."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    if unknown := [text for text in more if text.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    options.overrides += more  # argparse takes them in one place only; here they may follow an option
     # Imported late, for torch takes seconds to load and --help should not.
     from trainer.config import ConfigError
 
@@ -78,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     export = verbs.add_parser("export", parents=[common], help="make a head directory from a training checkpoint")
     export.add_argument("--checkpoint", type=Path, help="default: the newest in output_dir")
     export.add_argument("--to", type=Path, help="directory to write (default: output_dir/head)")
-    export.add_argument("--verify", action="store_true", help="serve two held-out prompts from the exported files")
+    export.add_argument("--verify", action="store_true", help="serve two prompts from the exported files")
     return parser
 
 

@@ -77,7 +77,7 @@ def _verify(config: RunConfig, head: Path) -> None:
     material = load_material(config)
     target = material.target
     drafter = load_drafter(head, torch.float32, target).to(config.device)
-    documents = material.heldout or material.train
+    documents = [*material.heldout, *material.train]  # held-out ones first
     prompts = prompts_of(documents, VERIFY_PROMPTS, config.eval.prompt_tokens)
     if not prompts:
         raise InputError("--verify: no document is longer than its prompt; lower eval.prompt_tokens")
