@@ -45,13 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from trainer.config import load_config
 
-    dry = options.verb == "train" and options.dry_run
-    config = load_config(options.config, options.overrides, needs_data=not dry)
-    if dry:
+    if options.verb == "train" and options.dry_run:
         from trainer.dry_run import dry_run
 
-        dry_run(config)
+        dry_run(load_config(options.config, options.overrides, needs_data=False))
         return 0
+    config = load_config(options.config, options.overrides)
     from trainer import run
 
     if options.verb == "train":

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from peagle_core.attention import BACKENDS
 from peagle_core.cod import check_cod
 from peagle_core.errors import InputError
-from peagle_core.training import MODES, NUM_SEGMENTS
+from peagle_core.training import MODES
 
 
 class ConfigError(InputError):
@@ -226,14 +226,15 @@ class RunConfig(Section):
 
     def step_options(self) -> dict[str, Any]:
         """For `loss_and_backward`; mode must be settled (`trainer.plan.settle`)."""
-        return {
+        options = {
             "mode": self.mode,
             "attention": self.attention_backend,
             "recompute": self.activation_checkpointing,
-            "num_segments": self.num_segments or NUM_SEGMENTS,
+            "num_segments": self.num_segments,
             "chunk_rows": self.chunk_rows,
             "memory_budget": self.memory_budget,
         }
+        return {key: value for key, value in options.items() if value is not None}
 
     @property
     def output(self) -> Path:

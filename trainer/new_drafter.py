@@ -73,15 +73,6 @@ def new_drafter(
     return drafter.to(head.device)
 
 
-def check_widths(table: Tensor, head: Tensor, shape: PEagleConfig) -> None:
-    """Raises InputError unless the target's embedding and output head are as wide as its hidden state."""
-    if table.shape[1] != shape.hidden_size or head.shape[1] != shape.hidden_size:
-        raise InputError(
-            f"the target's embedding is {table.shape[1]} wide and its head {head.shape[1]}, "
-            f"but its hidden size is {shape.hidden_size}; such targets are not supported"
-        )
-
-
 def draft_vocabulary(documents: Iterable[Document], vocab_size: int, draft_vocab_size: int) -> Tensor:
     """int64[V_d], ascending: the ids the target generated most often (the smaller id first among equals)."""
     if draft_vocab_size == vocab_size:
@@ -99,3 +90,12 @@ def _rope_parameters(text: Any) -> dict[str, Any]:
     rope.setdefault("rope_type", "default")
     rope.setdefault("rope_theta", getattr(text, "rope_theta", None) or 10000.0)
     return {key: rope[key] for key in ROPE_KEYS if rope.get(key) is not None}
+
+
+def check_widths(table: Tensor, head: Tensor, shape: PEagleConfig) -> None:
+    """Raises InputError unless the target's embedding and output head are as wide as its hidden state."""
+    if table.shape[1] != shape.hidden_size or head.shape[1] != shape.hidden_size:
+        raise InputError(
+            f"the target's embedding is {table.shape[1]} wide and its head {head.shape[1]}, "
+            f"but its hidden size is {shape.hidden_size}; such targets are not supported"
+        )

@@ -76,7 +76,7 @@ def make_plan(config: RunConfig, costs: dict[bool, ActivationCosts], budget: int
     needed = costs[True].stream(slots, 64) / 2**30
     raise InputError(
         f"rows of {slots} tokens need {needed:.2f} GiB for activations and {max(0, budget) / 2**30:.2f} GiB are there; "
-        "choose a smaller data.row_length, drafter.draft_vocab_size or target, or a larger memory_budget_gib"
+        "choose a smaller data.row_length, drafter.draft_vocab_size or target, or set mode to run regardless"
     )
 
 

@@ -7,7 +7,6 @@ load it), data.json (what it was trained on) and metrics.json.
 from __future__ import annotations
 
 import hashlib
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 from trainer.checkpoints import load_checkpoint, newest_checkpoint
 from trainer.config import ConfigError, RunConfig
-from trainer.data.documents import Document
 from trainer.data.packing import PackedRow, pack
 from trainer.evaluate import Evaluation, evaluate, prompts_of
 from trainer.loop import new_state, train
@@ -29,6 +27,7 @@ from trainer.material import Material, load_material
 from trainer.new_drafter import new_drafter
 from trainer.plan import settle
 from trainer.progress import Progress
+from trainer.records import data_summary, write_record
 from trainer.states.in_process import InProcessStates
 
 
@@ -53,7 +52,7 @@ def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
         print(f"resumed at step {state.step} from {newest}")
     resolved = config.drafter.model_copy(update={"mask_token_id": material.mask_token_id})
     config.model_copy(update={"drafter": resolved}).save(config.output / "run.yaml")
-    _write(config.output / "data.json", data_summary(config, material, rows))
+    write_record(config.output / "data.json", data_summary(config, material, len(rows)))
     parameters = sum(p.numel() for p in drafter.parameters() if p.requires_grad)
     print(
         f"drafter: {drafter.config.num_hidden_layers} layers, K = {drafter.config.num_depths}, "
@@ -92,26 +91,6 @@ def make_contract(config: RunConfig, drafter: PEagleDrafter, rows: list[PackedRo
     }
 
 
-def data_summary(config: RunConfig, material: Material, rows: list[PackedRow]) -> dict[str, Any]:
-    """What the drafter learns from and is measured on, in numbers."""
-
-    def counts(paths: tuple[Path, ...], documents: list[Document]) -> dict[str, Any]:
-        return {
-            "files": [str(path) for path in paths],
-            "documents": len(documents),
-            "tokens": sum(map(len, documents)),
-            "generated_tokens": sum(int(d.loss_mask.sum()) for d in documents),
-        }
-
-    train = {**counts(config.data.train, material.train), "rows": len(rows), "row_length": config.data.row_length}
-    return {"train": train, "heldout": counts(config.data.heldout, material.heldout)}
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n")
-
-
 def _digest(*tensors: torch.Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
@@ -143,7 +122,7 @@ def _evaluate_head(
         [prompt.to(config.device) for prompt in prompts],
         material.eos_token_id,
     )
-    _write(report, {"head": str(head), "target": config.target, "step": step, **result.to_dict()})
+    write_record(report, {"head": str(head), "target": config.target, "step": step, **result.to_dict()})
     _print(result, report)
     return result
 
