@@ -3,6 +3,7 @@
     python -m trainer train target=meta-llama/Llama-3.1-8B-Instruct data.train=answers.jsonl
     python -m trainer train --config run.yaml optim.lr=1e-4 drafter.num_hidden_layers=2
     python -m trainer train --config run.yaml --resume
+    python -m trainer train --config trainer/configs/recipes/qwen3-8b.yaml --dry-run
     python -m trainer eval  --config runs/Llama-3.1-8B-Instruct-peagle/run.yaml eval.num_draft_tokens=[5]
 
 Every setting is a key of the configuration; a commented one is trainer/configs/example.yaml.
@@ -20,7 +21,11 @@ from peagle_core.errors import InputError
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 1 (failed), 2 (wrong configuration), 128 + the signal that stopped a run after its checkpoint."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    if unknown := [text for text in more if text.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    options.overrides += more  # argparse takes them in one place only; here they may follow an option
     # Imported late, for torch takes seconds to load and --help should not.
     from trainer.config import ConfigError
 
@@ -29,6 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except OSError as error:  # a full disk, a place one may not write to
+        print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -37,6 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from trainer.config import load_config
 
+    if options.verb == "train" and options.dry_run:
+        from trainer.dry_run import dry_run
+
+        dry_run(load_config(options.config, options.overrides, needs_data=False))
+        return 0
     config = load_config(options.config, options.overrides)
     from trainer import run
 
@@ -46,7 +59,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.verb == "eval":
         run.run_eval(config, options.head)
     else:
-        run.run_export(config, options.checkpoint, options.to)
+        from trainer.export import run_export
+
+        run_export(config, options.checkpoint, options.to, options.verify)
     return 0
 
 
@@ -60,11 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("overrides", nargs="*", metavar="key=value", help="for example optim.lr=1e-4 (values are YAML)")
     train = verbs.add_parser("train", parents=[common], help="train a drafter, save output_dir/head and measure it")
     train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in output_dir")
+    train.add_argument("--dry-run", action="store_true", help="check all sizes and estimate memory and time, no more")
     evaluate = verbs.add_parser("eval", parents=[common], help="acceptance length and accuracy of a head")
     evaluate.add_argument("--head", type=Path, help="a head directory (default: output_dir/head)")
     export = verbs.add_parser("export", parents=[common], help="make a head directory from a training checkpoint")
     export.add_argument("--checkpoint", type=Path, help="default: the newest in output_dir")
     export.add_argument("--to", type=Path, help="directory to write (default: output_dir/head)")
+    export.add_argument("--verify", action="store_true", help="serve two prompts from the exported files")
     return parser
 
 

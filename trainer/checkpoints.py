@@ -33,7 +33,9 @@ NAME = re.compile(r"step-(\d{8})")
 
 @dataclass
 class TrainState:
-    """Everything that changes during training. cod: the generator that draws elements; step: optimizer steps done."""
+    """Everything that changes during training. cod: the generator that draws elements; step: optimizer steps done;
+    tokens: seen since this process started.
+    """
 
     drafter: PEagleDrafter
     optimizers: list[torch.optim.Optimizer]
@@ -42,6 +44,7 @@ class TrainState:
     cod: torch.Generator
     total_steps: int
     step: int = 0
+    tokens: int = 0
 
     @property
     def learning_rate(self) -> float:
@@ -121,6 +124,11 @@ def load_weights(path: Path, drafter: PEagleDrafter) -> None:
 def read_contract(path: Path) -> dict[str, Any]:
     """What the checkpoint was trained as. Raises InputError when it cannot be read."""
     return _read_record(path)["contract"]
+
+
+def read_step(path: Path) -> int:
+    """Optimizer steps done."""
+    return _read_record(path)["step"]
 
 
 def check_contract(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from peagle_core.attention import BACKENDS
 from peagle_core.cod import check_cod
@@ -24,7 +24,7 @@ class ConfigError(InputError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -51,8 +51,8 @@ class DataConfig(Section):
         return paths
 
     @model_validator(mode="after")
-    def _check(self) -> DataConfig:
-        if not self.train:
+    def _check(self, info: ValidationInfo) -> DataConfig:
+        if not self.train and not info.context:
             raise ValueError("data.train names no file")
         if self.max_length > self.row_length:
             raise ValueError(f"data.max_length {self.max_length} exceeds data.row_length {self.row_length}")
@@ -141,7 +141,11 @@ class EvalConfig(Section):
 
 
 class RunConfig(Section):
-    """One training run. output_dir None means runs/<name of the target>-peagle."""
+    """One training run. output_dir None means runs/<name of the target>-peagle.
+
+    mode auto: flat where it fits the memory, else stream (`trainer.plan`); attention auto: triton on CUDA, else sdpa.
+    num_segments belongs to partition, chunk_rows (elements) and memory_budget_gib (of activations) to stream.
+    """
 
     target: str
     data: DataConfig
@@ -152,8 +156,12 @@ class RunConfig(Section):
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
     eval: EvalConfig = EvalConfig()
-    mode: str = "flat"
-    attention: str = "sdpa"
+    mode: str = "auto"
+    attention: str = "auto"
+    num_segments: int | None = Field(default=None, ge=1)
+    chunk_rows: int | None = Field(default=None, ge=1)
+    memory_budget_gib: float | None = Field(default=None, gt=0)
+    activation_checkpointing: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
     target_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     head_dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -164,12 +172,12 @@ class RunConfig(Section):
     @field_validator("mode")
     @classmethod
     def _known_mode(cls, mode: str) -> str:
-        return _choice(mode, MODES)
+        return _choice(mode, ("auto", *MODES))
 
     @field_validator("attention")
     @classmethod
     def _known_attention(cls, attention: str) -> str:
-        return _choice(attention, tuple(BACKENDS))
+        return _choice(attention, ("auto", *BACKENDS))
 
     @field_validator("device")
     @classmethod
@@ -194,6 +202,40 @@ class RunConfig(Section):
             raise ValueError(f"loss.depth_weights must not be negative, found {list(weights)}")
         return self
 
+    @model_validator(mode="after")
+    def _each_setting_has_its_mode(self) -> RunConfig:
+        if self.num_segments is not None and self.mode != "partition":
+            raise ValueError(f"num_segments is for mode: partition, found mode: {self.mode}")
+        for key in ("chunk_rows", "memory_budget_gib"):
+            if getattr(self, key) is not None and self.mode not in ("auto", "stream"):
+                raise ValueError(f"{key} is for mode: stream, found mode: {self.mode}")
+        if self.chunk_rows is not None and self.memory_budget_gib is not None:
+            raise ValueError("give chunk_rows or memory_budget_gib, not both: each follows from the other")
+        return self
+
+    @property
+    def attention_backend(self) -> str:
+        if self.attention != "auto":
+            return self.attention
+        return "triton" if self.device.startswith("cuda") else "sdpa"
+
+    @property
+    def memory_budget(self) -> int | None:
+        """Bytes."""
+        return None if self.memory_budget_gib is None else int(self.memory_budget_gib * 2**30)
+
+    def step_options(self) -> dict[str, Any]:
+        """For `loss_and_backward`; mode must be settled (`trainer.plan.settle`)."""
+        options = {
+            "mode": self.mode,
+            "attention": self.attention_backend,
+            "recompute": self.activation_checkpointing,
+            "num_segments": self.num_segments,
+            "chunk_rows": self.chunk_rows,
+            "memory_budget": self.memory_budget,
+        }
+        return {key: value for key, value in options.items() if value is not None}
+
     @property
     def output(self) -> Path:
         assert self.output_dir is not None
@@ -211,13 +253,18 @@ def _choice(value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def load_config(path: str | Path | None, overrides: list[str]) -> RunConfig:
-    """YAML file (None for an empty one) plus overrides such as "optim.lr=1e-4". Raises ConfigError, one sentence."""
+def load_config(path: str | Path | None, overrides: list[str], needs_data: bool = True) -> RunConfig:
+    """YAML file (None for an empty one) plus overrides such as "optim.lr=1e-4". Raises ConfigError, one sentence.
+
+    needs_data False: data.train may be absent (a dry run).
+    """
     raw = _read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         _apply(raw, override)
+    if not needs_data and isinstance(raw.setdefault("data", {}), dict):
+        raw["data"].setdefault("train", [])
     try:
-        return RunConfig.model_validate(raw)
+        return RunConfig.model_validate(raw, context={} if needs_data else {"needs_data": False})
     except ValidationError as error:
         raise ConfigError(_sentence(error)) from None
 

@@ -79,7 +79,13 @@ def teacher_forced(config: RunConfig, drafter: PEagleDrafter, states: StateSourc
         elements = sample_elements(row.loss_mask, row.doc_ids, depths, cod.retention, cod.retention_min, generator)
         elements = elements.to(states.head.device)
         counts = loss_and_backward(
-            drafter, batch, elements, target_head=states.head, loss=config.loss.kind, attention=config.attention
+            drafter,
+            batch,
+            elements,
+            "stream" if config.mode == "stream" else "flat",
+            target_head=states.head,
+            loss=config.loss.kind,
+            attention=config.attention_backend,
         )
         total = counts if total is None else total + counts
     return total

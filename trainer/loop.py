@@ -28,6 +28,8 @@ from trainer.progress import Progress
 from trainer.sampler import RowSampler, total_steps
 from trainer.states.base import StateSource
 
+REMEDY = "the checkpoints before it are kept; start again with a lower optim.lr or another seed"
+
 
 def new_state(config: RunConfig, drafter: PEagleDrafter, num_rows: int) -> TrainState:
     """Everything that changes during training, at step 0."""
@@ -55,14 +57,16 @@ def train(
     """Run the remaining steps, updating `state`. Returns the signal that stopped it early, None when it finished.
 
     Checkpoints go to `checkpoints` every config.checkpoint_every steps, at the end, and on SIGINT or SIGTERM after
-    the step under way. Raises InputError when the loss or the gradient is not finite.
+    the step under way. Raises InputError when the loss, the gradient or, before a checkpoint, a weight is not finite:
+    the newest checkpoint is always good.
     """
     with _stop_signals() as received:
         while state.step < state.total_steps and not received:
             metrics, norm = train_step(config, state, rows, states)
             if metrics is not None:
-                progress.step(state.step, metrics, norm, state.learning_rate)
+                progress.step(state.step, metrics, norm, state.learning_rate, state.tokens)
             if state.step % config.checkpoint_every == 0 or state.step == state.total_steps or received:
+                _check_weights(state)
                 save_checkpoint(checkpoints, state, contract)
     return received[0] if received and state.step < state.total_steps else None
 
@@ -85,28 +89,34 @@ def train_step(
                 state.drafter,
                 batch,
                 elements,
-                config.mode,
                 target_head=states.head,
                 denominator=denominator,
                 charged=charged,
                 loss=config.loss.kind,
                 depth_weights=depth_weights,
-                attention=config.attention,
+                **config.step_options(),
             )
         metrics = counts if metrics is None else metrics + counts
     parameters = [p for p in state.drafter.parameters() if p.grad is not None]
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, config.optim.max_grad_norm)) if parameters else 0.0
     if metrics is not None and not (torch.isfinite(metrics.loss_sum) and torch.isfinite(torch.tensor(norm))):
         raise InputError(
-            f"step {state.step + 1} (rows {taken}): the loss is {metrics.loss} and the gradient norm {norm}; "
-            f"lower optim.lr, or train from the last checkpoint with another seed"
+            f"step {state.step + 1} (rows {taken}): the loss is {metrics.loss} and the gradient norm {norm}; {REMEDY}"
         )
     for optimizer, scheduler in zip(state.optimizers, state.schedulers, strict=True):
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
     state.step += 1
+    state.tokens += sum(len(rows[i]) for i in taken)
     return metrics, norm
+
+
+def _check_weights(state: TrainState) -> None:
+    """A step with a finite gradient can still overflow a weight; such weights are never saved."""
+    for name, parameter in state.drafter.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise InputError(f"step {state.step}: the weight {name} is not finite after it; {REMEDY}")
 
 
 def _prepare(

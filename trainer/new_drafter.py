@@ -58,11 +58,7 @@ def new_drafter(
     """fp32, on the target's device. documents: the training data, counted when draft_vocab_size is smaller than V."""
     table, head = embedding(target), target_head(target)
     shape = drafter_config(config, target.config, mask_token_id, table.shape[0])
-    if table.shape[1] != shape.hidden_size or head.shape[1] != shape.hidden_size:
-        raise InputError(
-            f"the target's embedding is {table.shape[1]} wide and its head {head.shape[1]}, "
-            f"but its hidden size is {shape.hidden_size}; such targets are not supported"
-        )
+    check_widths(table, head, shape)
     # The same weights whatever else draws random numbers in this process.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(config.seed)
@@ -94,3 +90,12 @@ def _rope_parameters(text: Any) -> dict[str, Any]:
     rope.setdefault("rope_type", "default")
     rope.setdefault("rope_theta", getattr(text, "rope_theta", None) or 10000.0)
     return {key: rope[key] for key in ROPE_KEYS if rope.get(key) is not None}
+
+
+def check_widths(table: Tensor, head: Tensor, shape: PEagleConfig) -> None:
+    """Raises InputError unless the target's embedding and output head are as wide as its hidden state."""
+    if table.shape[1] != shape.hidden_size or head.shape[1] != shape.hidden_size:
+        raise InputError(
+            f"the target's embedding is {table.shape[1]} wide and its head {head.shape[1]}, "
+            f"but its hidden size is {shape.hidden_size}; such targets are not supported"
+        )

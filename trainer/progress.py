@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import resource
+import time
 from pathlib import Path
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -19,13 +22,17 @@ class Progress:
         self.pending: DraftMetrics | None = None
         self.bar = tqdm(total=total_steps, initial=first_step, desc="train", unit="step", dynamic_ncols=True)
         self.writer = SummaryWriter(str(log_dir), purge_step=first_step or None)
+        self.since = time.perf_counter(), 0, first_step  # time, tokens and step of the last report
 
-    def step(self, step: int, metrics: DraftMetrics, grad_norm: float, lr: float) -> None:
+    def step(self, step: int, metrics: DraftMetrics, grad_norm: float, lr: float, tokens: int) -> None:
+        """tokens: seen so far by this process."""
         self.pending = metrics if self.pending is None else self.pending + metrics
         self.bar.update(step - self.bar.n)
         if step % self.log_every and step != self.last_step:
             return
         seen, self.pending = self.pending, None
+        (then, tokens_then, step_then), self.since = self.since, (time.perf_counter(), tokens, step)
+        seconds = self.since[0] - then
         accuracy = " ".join(f"{100 * a:.0f}" for a in seen.accuracy)
         accept = seen.expected_accept_length
         self.bar.set_postfix_str(f"loss {seen.loss:.3f}, accuracy {accuracy} %, expected acceptance {accept:.2f}")
@@ -34,6 +41,10 @@ class Progress:
             "train/expected_accept_length": seen.expected_accept_length,
             "train/grad_norm": grad_norm,
             "train/lr": lr,
+            "throughput/tokens_per_second": (tokens - tokens_then) / seconds,
+            "throughput/charged_elements_per_second": float(seen.total.sum()) / seconds,
+            "throughput/seconds_per_step": seconds / (step - step_then),
+            "memory/peak_gib": peak_bytes() / 2**30,
             **{f"train/accuracy_depth_{d}": a for d, a in enumerate(seen.accuracy)},
         }
         for name, value in scalars.items():
@@ -42,3 +53,10 @@ class Progress:
     def close(self) -> None:
         self.bar.close()
         self.writer.close()
+
+
+def peak_bytes() -> int:
+    """The most memory this process has used so far: allocated on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

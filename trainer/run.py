@@ -1,13 +1,12 @@
-"""The verbs: what `train`, `eval` and `export` do, from a configuration to files.
+"""The verbs `train` and `eval`, from a configuration to files.
 
 A run directory holds run.yaml (the resolved configuration), checkpoints/, tensorboard/, head/ (the drafter, as engines
-load it) and metrics.json.
+load it), data.json (what it was trained on) and metrics.json.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,19 @@ import torch
 from transformers import PreTrainedModel
 
 from peagle_core.checkpoint import load_drafter, save_drafter
-from peagle_core.config_formats import config_from_dict, flat_config_dict
+from peagle_core.config_formats import flat_config_dict
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
-from trainer.checkpoints import load_checkpoint, load_weights, newest_checkpoint, read_contract
+from trainer.checkpoints import load_checkpoint, newest_checkpoint
 from trainer.config import ConfigError, RunConfig
 from trainer.data.packing import PackedRow, pack
 from trainer.evaluate import Evaluation, evaluate, prompts_of
 from trainer.loop import new_state, train
 from trainer.material import Material, load_material
 from trainer.new_drafter import new_drafter
+from trainer.plan import settle
 from trainer.progress import Progress
+from trainer.records import data_summary, write_record
 from trainer.states.in_process import InProcessStates
 
 
@@ -42,6 +43,7 @@ def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
     material = load_material(config)
     rows = pack(material.train, config.data.row_length)
     drafter = new_drafter(config, material.target, material.mask_token_id, material.train)
+    config = settle(config, drafter, sum(p.nbytes for p in material.target.parameters()))
     states = _states(material, drafter)
     state = new_state(config, drafter, len(rows))
     contract = make_contract(config, drafter, rows)
@@ -50,6 +52,7 @@ def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
         print(f"resumed at step {state.step} from {newest}")
     resolved = config.drafter.model_copy(update={"mask_token_id": material.mask_token_id})
     config.model_copy(update={"drafter": resolved}).save(config.output / "run.yaml")
+    write_record(config.output / "data.json", data_summary(config, material, len(rows)))
     parameters = sum(p.numel() for p in drafter.parameters() if p.requires_grad)
     print(
         f"drafter: {drafter.config.num_hidden_layers} layers, K = {drafter.config.num_depths}, "
@@ -65,7 +68,7 @@ def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
         print(f"{stopped.name}: stopped after step {state.step} of {state.total_steps}; continue with --resume")
         return stopped
     save_drafter(drafter, config.output / "head", getattr(torch, config.head_dtype))
-    _evaluate_head(config, material, config.output / "head", config.output / "metrics.json")
+    _evaluate_head(config, material, config.output / "head", config.output / "metrics.json", state.step)
     return None
 
 
@@ -73,21 +76,6 @@ def run_eval(config: RunConfig, head: Path | None = None) -> Evaluation:
     """Measure a head (default output_dir/head) and write output_dir/eval.json."""
     head = head or config.output / "head"
     return _evaluate_head(config, load_material(config), head, config.output / "eval.json")
-
-
-def run_export(config: RunConfig, checkpoint: Path | None = None, destination: Path | None = None) -> Path:
-    """Write the drafter of a training checkpoint (default: the newest) as a head directory. Never overwrites."""
-    checkpoint = checkpoint or newest_checkpoint(config.output / "checkpoints")
-    if checkpoint is None:
-        raise InputError(f"{config.output / 'checkpoints'}: no checkpoint to export")
-    destination = destination or config.output / "head"
-    if destination.exists():
-        raise InputError(f"{destination}: exists already; choose another --to")
-    drafter = PEagleDrafter(config_from_dict(read_contract(checkpoint)["drafter"]))
-    load_weights(checkpoint, drafter)
-    save_drafter(drafter, destination, getattr(torch, config.head_dtype))
-    print(f"{checkpoint} -> {destination}")
-    return destination
 
 
 def make_contract(config: RunConfig, drafter: PEagleDrafter, rows: list[PackedRow]) -> dict[str, Any]:
@@ -114,7 +102,9 @@ def _states(material: Material, drafter: PEagleDrafter) -> InProcessStates:
     return InProcessStates(material.target, drafter.config.aux_layer_ids_for(material.num_target_layers))
 
 
-def _evaluate_head(config: RunConfig, material: Material, head: Path, report: Path) -> Evaluation:
+def _evaluate_head(
+    config: RunConfig, material: Material, head: Path, report: Path, step: int | None = None
+) -> Evaluation:
     """Measure what was saved, not what is in memory: the head's dtype is part of the result."""
     drafter = load_drafter(head, torch.float32, material.target).to(config.device)
     if drafter.config.target_hidden_size != _hidden_size(material.target):
@@ -132,8 +122,7 @@ def _evaluate_head(config: RunConfig, material: Material, head: Path, report: Pa
         [prompt.to(config.device) for prompt in prompts],
         material.eos_token_id,
     )
-    report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps({"head": str(head), "target": config.target, **result.to_dict()}, indent=2) + "\n")
+    write_record(report, {"head": str(head), "target": config.target, "step": step, **result.to_dict()})
     _print(result, report)
     return result
 

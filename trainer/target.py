@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,8 +20,8 @@ def load_target(config: RunConfig) -> PreTrainedModel:
         dtype = "float32"
     try:
         model = AutoModelForCausalLM.from_pretrained(config.target, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"target {config.target!r} cannot be loaded ({_first_line(error)})") from None
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"target {config.target!r} cannot be loaded ({first_line(error)})") from None
     return model.requires_grad_(False).eval().to(torch.device(config.device))
 
 
@@ -31,7 +32,7 @@ def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase | None:
     except (OSError, ValueError, KeyError) as error:
         if Path(config.target).is_dir() and not any(Path(config.target).glob("*token*")):
             return None
-        raise InputError(f"the tokenizer of {config.target!r} cannot be loaded ({_first_line(error)})") from None
+        raise InputError(f"the tokenizer of {config.target!r} cannot be loaded ({first_line(error)})") from None
 
 
 def embedding(target: PreTrainedModel) -> Tensor:
@@ -41,5 +42,5 @@ def embedding(target: PreTrainedModel) -> Tensor:
     return weight.detach()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -15,18 +15,22 @@ from peagle_core.errors import InputError
 from peagle_core.metrics import DraftMetrics, measure
 from peagle_core.training.batch import Batch, charged_elements, draft_vocab_rows
 from peagle_core.training.flat import flat, forward_elements
-from peagle_core.training.memory import stream_bytes
+from peagle_core.training.memory import ActivationCosts, activation_costs, stream_bytes
 from peagle_core.training.partitioned import partitioned
 from peagle_core.training.step import Step
-from peagle_core.training.stream import stream
+from peagle_core.training.stream import default_chunk_rows, stream
 
 MODES = ("flat", "partition", "stream")
 NUM_SEGMENTS = 4
 
 __all__ = [
     "MODES",
+    "NUM_SEGMENTS",
+    "ActivationCosts",
     "Batch",
+    "activation_costs",
     "charged_elements",
+    "default_chunk_rows",
     "forward_elements",
     "loss_and_backward",
     "stream_bytes",

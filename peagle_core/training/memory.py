@@ -1,13 +1,17 @@
-"""How much activation memory a `stream` step takes, and the chunk that fits a budget.
+"""How much activation memory a step takes, and the `stream` chunk that fits a budget.
 
 Not a formula over the architecture: the bytes that autograd keeps per row are counted on a probe pass of the drafter
-itself, so they follow its shapes, its dtype, the attention backend, autocast and recomputation.
+itself, so they follow its shapes, its dtype, the attention backend, autocast and recomputation. A drafter made of fake
+tensors (`torch._subclasses.FakeTensorMode`) is probed too, at no cost: that is how a dry run knows.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
@@ -20,8 +24,88 @@ PROBE_ROWS = 64
 MIN_CHUNK_ROWS = 64
 
 
+@dataclass(frozen=True)
+class ActivationCosts:
+    """Bytes of activations, without parameters, their gradients and the batch itself: estimates.
+
+    kept: per row of a forward pass, until its backward; row: the same at the peak of the backward pass; leaf: more per
+    depth-0 slot of a `stream` step; loss: once, for one chunk of the loss. hint: what to say when nothing fits.
+    """
+
+    kept: float
+    row: float
+    leaf: float
+    loss: float
+    hint: str
+
+    def flat(self, num_rows: int) -> int:
+        """One pass over num_rows elements: mode `flat`, or one segment of `partition` with its context."""
+        return int(num_rows * self.row + self.loss)
+
+    def stream(self, num_slots: int, chunk_rows: int) -> int:
+        """num_slots: S, depth-0 rows; chunk_rows: elements per chunk."""
+        return int(num_slots * (self.kept + self.leaf) + self.loss + chunk_rows * self.row)
+
+    def chunk_rows_within(self, budget: int, num_slots: int) -> int:
+        """The largest chunk whose `stream` bytes fit. Raises InputError where not even 64 rows do."""
+        rows = int((budget - self.stream(num_slots, 0)) / self.row)
+        if rows < MIN_CHUNK_ROWS:
+            needed = self.stream(num_slots, MIN_CHUNK_ROWS)
+            raise InputError(
+                f"memory_budget {budget} is below the {needed} bytes that {num_slots} slots need{self.hint}"
+            )
+        return rows
+
+
+def activation_costs(drafter: PEagleDrafter, attention: str = "sdpa", recompute: bool = False) -> ActivationCosts:
+    """Probe the drafter, under the autocast that training will use."""
+    config = drafter.config
+    kept = peak = _bytes_per_row(drafter, attention, recompute)
+    if recompute:  # one layer at a time is there in full
+        peak += _bytes_per_row(drafter, attention, False) / config.num_hidden_layers
+    element_size = max(4, drafter.fc.weight.element_size())
+    # Leaves and their gradients: hidden, keys and values of every layer; then the gradients that flow through depth 0.
+    leaf = config.hidden_size + 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    # Draft and target logits, probabilities and their gradient for one chunk of the loss, and the head's gradient.
+    loss = 5 * LOSS_CHUNK_ROWS * config.draft_vocab_size * 4
+    if drafter.lm_head.weight.requires_grad:
+        loss += 2 * drafter.lm_head.weight.numel() * element_size
+    # While rows run backward, their gradients stand beside what was kept: about one layer's worth.
+    row = peak * (1 + 1 / config.num_hidden_layers)
+    return ActivationCosts(kept, row, 3 * leaf * element_size, loss, "" if recompute else "; recompute=True needs less")
+
+
+def stream_bytes(
+    drafter: PEagleDrafter, num_slots: int, chunk_rows: int, attention: str = "sdpa", recompute: bool = False
+) -> int:
+    """Activation bytes of one `stream` step, see `ActivationCosts`."""
+    return activation_costs(drafter, attention, recompute).stream(num_slots, chunk_rows)
+
+
+def _bytes_per_row(drafter: PEagleDrafter, attention: str, recompute: bool) -> float:
+    small, large = (_saved_bytes(drafter, rows, attention, recompute) for rows in (PROBE_ROWS, 2 * PROBE_ROWS))
+    return (large - small) / PROBE_ROWS
+
+
 def _saved_bytes(drafter: PEagleDrafter, num_rows: int, attention: str, recompute: bool) -> int:
     """Bytes that one forward over num_rows depth-0 rows keeps for the backward pass, parameters not counted."""
+    owned = {p.untyped_storage()._cdata for p in drafter.parameters()}
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # a freed storage could come back under the same address
+
+    def note(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage._cdata not in owned:
+            kept[storage._cdata] = storage.nbytes()
+            alive.append(x)
+        return x
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        _probe(drafter, num_rows, attention, recompute)
+    return sum(kept.values())
+
+
+def _probe(drafter: PEagleDrafter, num_rows: int, attention: str, recompute: bool) -> None:
     weight = drafter.fc.weight
     n = num_rows + 1
     batch = Batch(
@@ -32,62 +116,20 @@ def _saved_bytes(drafter: PEagleDrafter, num_rows: int, attention: str, recomput
         torch.zeros(n, dtype=torch.int64, device=weight.device),
     )
     slots = torch.arange(num_rows, device=weight.device)
-    owned = {p.untyped_storage().data_ptr() for p in drafter.parameters()}
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []  # a freed storage could come back under the same address
-
-    def note(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in owned:
-            kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(x)
-        return x
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+    if not isinstance(weight, FakeTensor):
         forward_elements(drafter, batch, Elements(slots, torch.zeros_like(slots)), attention, recompute)
-    return sum(kept.values())
+        return
+    # The layout of elements depends on values, which fake tensors do not have.
+    is_mask = torch.zeros_like(slots, dtype=torch.bool)
+    embed, fused = drafter.input_rows(batch.input_ids[1:], batch.aux[1:], is_mask, slots)
+    drafter(embed, fused, slots, lambda _, q, k, v: _FastAttention.apply(q, k, v), recompute)
 
 
-def _bytes_per_row(drafter: PEagleDrafter, attention: str, recompute: bool) -> float:
-    small, large = (_saved_bytes(drafter, rows, attention, recompute) for rows in (PROBE_ROWS, 2 * PROBE_ROWS))
-    return (large - small) / PROBE_ROWS
+class _FastAttention(torch.autograd.Function):
+    """Keeps what the fast backends keep: queries, keys, values, outputs and log-sum-exps. Computes nothing."""
 
-
-def _costs(drafter: PEagleDrafter, num_slots: int, attention: str, recompute: bool) -> tuple[float, float]:
-    """Bytes that do not depend on the chunk, and bytes per row of the chunk."""
-    config = drafter.config
-    per_row = kept = _bytes_per_row(drafter, attention, recompute)
-    if recompute:  # one layer at a time is there in full
-        per_row += _bytes_per_row(drafter, attention, False) / config.num_hidden_layers
-    element_size = max(4, drafter.fc.weight.element_size())
-    # Leaves and their gradients: hidden, keys and values of every layer; then the gradients that flow through depth 0.
-    leaf = config.hidden_size + 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    per_slot = kept + 3 * leaf * element_size
-    # Draft and target logits, probabilities and their gradient for one chunk of the loss, and the head's gradient.
-    loss = 5 * LOSS_CHUNK_ROWS * config.draft_vocab_size * 4
-    if drafter.lm_head.weight.requires_grad:
-        loss += 2 * drafter.lm_head.weight.numel() * element_size
-    # While a chunk runs backward, its rows' gradients stand beside what was kept: about one layer's worth.
-    return num_slots * per_slot + loss, per_row * (1 + 1 / config.num_hidden_layers)
-
-
-def stream_bytes(
-    drafter: PEagleDrafter, num_slots: int, chunk_rows: int, attention: str = "sdpa", recompute: bool = False
-) -> int:
-    """Activation bytes of one `stream` step: estimate, without parameters, their gradients and the batch itself.
-
-    num_slots: S, depth-0 rows; chunk_rows: elements per chunk.
-    """
-    fixed, per_row = _costs(drafter, num_slots, attention, recompute)
-    return int(fixed + chunk_rows * per_row)
-
-
-def chunk_rows_within(budget: int, drafter: PEagleDrafter, num_slots: int, attention: str, recompute: bool) -> int:
-    """The largest chunk whose `stream_bytes` fit `budget` bytes. Raises InputError where not even 64 rows fit."""
-    fixed, per_row = _costs(drafter, num_slots, attention, recompute)
-    rows = int((budget - fixed) / per_row)
-    if rows < MIN_CHUNK_ROWS:
-        needed = int(fixed + MIN_CHUNK_ROWS * per_row)
-        hint = "" if recompute else "; recompute=True needs less"
-        raise InputError(f"memory_budget {budget} is below the {needed} bytes that {num_slots} slots need{hint}")
-    return rows
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:2], dtype=torch.float32))
+        return out

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from peagle_core.attention import make_attention
 from peagle_core.errors import InputError
-from peagle_core.training.memory import chunk_rows_within
+from peagle_core.training.memory import activation_costs
 from peagle_core.training.step import Step
 
 # Large enough to keep a GPU busy; small enough that a CPU's allocator reuses its memory.
@@ -54,7 +54,8 @@ def stream(step: Step, chunk_rows: int | None, memory_budget: int | None) -> Non
     real = elements[~is_mask]
     slots = real.anchor
     if memory_budget is not None:
-        chunk_rows = chunk_rows_within(memory_budget, drafter, len(slots), step.attention, step.recompute)
+        costs = activation_costs(drafter, step.attention, step.recompute)
+        chunk_rows = costs.chunk_rows_within(memory_budget, len(slots))
 
     # The depth-0 rows and, as one more, the mask row that all chains start from.
     last_is_mask = torch.arange(len(slots) + 1, device=slots.device) == len(slots)
@@ -74,8 +75,7 @@ def stream(step: Step, chunk_rows: int | None, memory_budget: int | None) -> Non
     context = {layer: (cut.leaf(k), cut.leaf(v)) for layer, (k, v) in cache.items()}
     slot_of = (~is_mask).cumsum(0) - 1
 
-    default = CPU_CHUNK_ROWS if slots.device.type == "cpu" else GPU_CHUNK_ROWS
-    for rows in _chunks(step, chunk_rows or default):
+    for rows in _chunks(step, chunk_rows or default_chunk_rows(slots.device.type)):
         if not step.charged[rows].any():
             continue
         real_rows, chain_rows = rows[~is_mask[rows]], rows[is_mask[rows]]
@@ -96,6 +96,10 @@ def stream(step: Step, chunk_rows: int | None, memory_budget: int | None) -> Non
             )
         step.charge(torch.cat([real_rows, chain_rows]), torch.cat(states))
     cut.backward()
+
+
+def default_chunk_rows(device_type: str) -> int:
+    return CPU_CHUNK_ROWS if device_type == "cpu" else GPU_CHUNK_ROWS
 
 
 def _chunks(step: Step, chunk_rows: int) -> Iterator[Tensor]:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from peagle_core.cod import sample_elements
 from peagle_core.drafter import PEagleDrafter
-from peagle_core.training import loss_and_backward, stream_bytes
-from peagle_core.training.memory import chunk_rows_within
+from peagle_core.training import activation_costs, loss_and_backward, stream_bytes
 
 
 def rows_through_the_mlp(drafter: PEagleDrafter, batch, elements, **options) -> list[int]:
@@ -79,11 +78,24 @@ def test_memory_does_not_grow_with_the_number_of_depths():
     assert most(8, mode="stream", chunk_rows=40, recompute=True) < streamed[1] / 2
 
 
+def test_a_flat_step_keeps_what_the_probe_says():
+    config = tiny_config(**SMALL)
+    drafter = tiny_drafter(config)
+    packed = stream("A" * 150)
+    batch, head = random_batch(config, *packed)
+    few, many = (sample_elements(*packed, k, 1.0) for k in (2, 8))
+    kept = [kept_bytes(drafter, batch, elements, target_head=head) for elements in (few, many)]
+    measured = (kept[1] - kept[0]) / (len(many) - len(few))
+    costs = activation_costs(drafter)
+    assert measured == pytest.approx(costs.kept, rel=0.25)
+    assert costs.flat(len(many)) > kept[1]
+
+
 def test_a_budget_picks_the_chunk_and_a_chunk_tells_its_budget():
     drafter = tiny_drafter(tiny_config(**SMALL))
     small, large = (stream_bytes(drafter, 500, rows) for rows in (100, 1000))
     assert small < large
-    assert chunk_rows_within(large, drafter, 500, "sdpa", False) == pytest.approx(1000, abs=1)
+    assert activation_costs(drafter).chunk_rows_within(large, 500) == pytest.approx(1000, abs=1)
     assert stream_bytes(drafter, 500, 1000, recompute=True) < large
     assert stream_bytes(drafter, 1000, 1000) > large
 

@@ -50,6 +50,14 @@ def test_errors_are_one_sentence_with_an_exit_code(options, capsys, arguments, c
     assert "Traceback" not in error
 
 
+def test_overrides_may_stand_anywhere(options, capsys):
+    assert main(["train", options[0], "--dry-run", *options[1:], "drafter.num_hidden_layers=3"]) == 0
+    assert "drafter  3 layers" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit_code:
+        main(["train", *options, "--no-such-option"])
+    assert exit_code.value.code == 2
+
+
 def test_help_teaches_by_example(capsys):
     with pytest.raises(SystemExit) as exit_code:
         main(["--help"])

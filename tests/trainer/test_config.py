@@ -52,8 +52,12 @@ def test_the_example_is_a_valid_configuration(base):
         ("data.max_length=9999", "data.max_length 9999 exceeds data.row_length"),
         ("data.train=/nowhere.jsonl", "no such file: /nowhere.jsonl"),
         ("data.train=setup.cfg", "no such file"),
-        ("mode=quick", "'quick' is not one of flat"),
+        ("mode=quick", "'quick' is not one of auto, flat"),
         ("attention=flash", "'flash' is not one of"),
+        ("num_segments=2", "num_segments is for mode: partition"),
+        ("num_segments=0", "num_segments"),
+        ("memory_budget_gib=-1", "memory_budget_gib"),
+        ("activation_checkpointing=perhaps", "activation_checkpointing"),
         ("algorithm=medusa", "algorithm"),
         ("precision=fp8", "precision"),
         ("device=abacus", "device"),
@@ -69,6 +73,17 @@ def test_a_wrong_value_is_one_sentence_that_names_it(base, override, says):
         load_config(None, [*base, override])
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_setting_without_its_mode_is_refused(base):
+    for settings, says in [
+        (["mode=flat", "chunk_rows=9"], "chunk_rows is for mode: stream, found mode: flat"),
+        (["mode=partition", "memory_budget_gib=1"], "memory_budget_gib is for mode: stream"),
+        (["chunk_rows=9", "memory_budget_gib=1"], "not both"),
+    ]:
+        with pytest.raises(ConfigError, match=says):
+            load_config(None, [*base, *settings])
+    assert load_config(None, [*base, "mode=partition", "num_segments=2"]).step_options()["num_segments"] == 2
 
 
 def test_missing_keys_are_named():

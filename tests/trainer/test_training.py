@@ -14,16 +14,17 @@ from safetensors.torch import load_file
 from peagle_core.checkpoint import load_drafter
 from peagle_core.errors import InputError
 from peagle_core.generate import speculate
-from peagle_core.training import MODES, loss_and_backward
+from peagle_core.training import loss_and_backward
 from trainer import loop
 from trainer.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from trainer.config import ConfigError, RunConfig
 from trainer.data.packing import pack
 from trainer.evaluate import measure_acceptance, prompts_of
+from trainer.export import run_export
 from trainer.loop import new_state, train_step
 from trainer.material import load_material
 from trainer.new_drafter import new_drafter
-from trainer.run import make_contract, run_eval, run_export, run_train
+from trainer.run import make_contract, run_eval, run_train
 from trainer.sampler import RowSampler, total_steps
 from trainer.states.in_process import InProcessStates
 
@@ -271,13 +272,56 @@ def test_tensorboard_has_the_numbers(run_config):
     events = EventAccumulator(str(Path(run_config.output) / "tensorboard"))
     events.Reload()
     assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
-    assert {"train/accuracy_depth_2", "train/expected_accept_length", "train/lr"} <= set(events.Tags()["scalars"])
+    tags = set(events.Tags()["scalars"])
+    assert {"train/accuracy_depth_2", "train/expected_accept_length", "train/lr", "memory/peak_gib"} <= tags
+    speed, seconds = (events.Scalars(f"throughput/{name}") for name in ("tokens_per_second", "seconds_per_step"))
+    assert 2 < speed[0].value * seconds[0].value <= 2 * run_config.data.row_length  # tokens of a step of two rows
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "flat"])
-def test_every_mode_takes_the_same_step(run_config, mode):
+@pytest.mark.parametrize(
+    ("every", "says", "newest_step"), [(2, "step 4: the weight norm.weight", 2), (3, r"step 5 \(rows", 3)]
+)
+def test_weights_that_overflow_are_never_saved(run_config, monkeypatch, every, says, newest_step):
+    """The step that spoils a weight has a finite gradient itself; the newest checkpoint must be one before it."""
+    step = loop.train_step
+
+    def spoil(config, state, *rest):
+        result = step(config, state, *rest)
+        if state.step == 4:
+            with torch.no_grad():
+                state.drafter.norm.weight[0] = torch.inf
+        return result
+
+    monkeypatch.setattr(loop, "train_step", spoil)
+    config = changed(run_config, checkpoint_every=every)
+    with pytest.raises(InputError, match=says):
+        run_train(config)
+    newest = newest_checkpoint(config.output / "checkpoints")
+    assert newest.name == f"step-{newest_step:08d}"
+    assert all(torch.isfinite(t).all() for t in load_file(newest / "drafter.safetensors").values())
+    assert not (config.output / "head").exists()
+
+
+def test_a_run_with_mode_auto_says_and_saves_what_it_took(run_config, capsys):
+    run_train(changed(run_config, mode="auto"))
+    assert "mode: flat" in capsys.readouterr().out
+    assert "mode: flat" in (run_config.output / "run.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mode": "partition", "num_segments": 2},
+        {"mode": "partition"},
+        {"mode": "stream"},
+        {"mode": "stream", "chunk_rows": 7},
+        {"mode": "stream", "memory_budget_gib": 0.05},
+        {"mode": "flat", "activation_checkpointing": True},
+    ],
+)
+def test_every_mode_takes_the_same_step(run_config, changes):
     steps = []
-    for config in (run_config, changed(run_config, mode=mode)):
+    for config in (run_config, changed(run_config, **changes)):
         state, rows, states, _ = build(config)
         metrics, norm = train_step(config, state, rows, states)
         steps.append((metrics.loss, norm))

@@ -48,6 +48,7 @@ def run_options(target_dir: Path, data_file: Path, output_dir: Path) -> list[str
         "eval.num_prompts=2",
         "eval.max_new_tokens=8",
         "eval.num_draft_tokens=[3]",
+        "mode=flat",
         "checkpoint_every=2",
         "log_every=1",
         "head_dtype=float32",

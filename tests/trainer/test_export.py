@@ -1,0 +1,69 @@
+"""What `export` leaves: weights with settings, data, metrics and a card; verified on request; nothing when refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import yaml
+
+from peagle_core.errors import InputError
+from peagle_core.generate import Speculation
+from trainer import export
+from trainer.checkpoints import newest_checkpoint
+from trainer.export import greedy, run_export
+from trainer.material import load_material
+from trainer.run import run_train
+
+
+@pytest.fixture(scope="module")
+def finished(target_dir, data_file, tmp_path_factory):
+    from tiny_run import run_options
+
+    from trainer.config import load_config
+
+    config = load_config(None, run_options(target_dir, data_file, tmp_path_factory.mktemp("finished") / "run"))
+    run_train(config)
+    return config
+
+
+def test_everything_one_hands_on_lies_beside_the_weights(finished, tmp_path, capsys):
+    directory = run_export(finished, destination=tmp_path / "new" / "head", verify=True)
+    names = {path.name for path in directory.iterdir()}
+    assert names == {"config.json", "model.safetensors", "run.yaml", "data.json", "metrics.json", "README.md"}
+    assert capsys.readouterr().out.count("equal to the target's own") == 2
+    assert yaml.safe_load((directory / "run.yaml").read_text())["drafter"]["num_depths"] == 3
+    data = json.loads((directory / "data.json").read_text())
+    assert (data["train"]["documents"], data["heldout"]["documents"]) == (39, 1)
+    assert 0 < data["train"]["generated_tokens"] < data["train"]["tokens"]
+    metrics = json.loads((directory / "metrics.json").read_text())
+    card = (directory / "README.md").read_text()
+    assert f"base_model: {finished.target}" in yaml.safe_dump(yaml.safe_load(card.split("---")[1]), width=1000)
+    assert f"| 3 | {metrics['acceptance'][0]['accept_length']:.2f} |" in card
+    assert f"| train | 39 | {data['train']['tokens']} |" in card
+    assert "--speculative-algorithm PEAGLE" in card
+
+
+def test_metrics_of_another_step_are_not_passed_off_as_its_own(finished, tmp_path, capsys):
+    older = min((finished.output / "checkpoints").iterdir())
+    assert older != newest_checkpoint(finished.output / "checkpoints")
+    directory = run_export(finished, older, tmp_path / "head")
+    assert not (directory / "metrics.json").exists()
+    assert "not measured" in (directory / "README.md").read_text()
+    assert "another step" in capsys.readouterr().out
+
+
+def test_a_head_that_fails_verification_never_appears(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "speculate", lambda *_, **__: Speculation([1, 2, 3], [1, 1], [[1], [2]]))
+    with pytest.raises(InputError, match="prompt 1 has another output"):
+        run_export(finished, destination=tmp_path / "head", verify=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_greedy_ends_with_the_end_token_or_the_limit(finished):
+    target = load_material(finished).target
+    prompt = torch.tensor([0, 70, 80])
+    tokens = greedy(target, prompt, 6, None)
+    assert len(tokens) == 6
+    assert greedy(target, prompt, 6, tokens[0]) == tokens[:1]
