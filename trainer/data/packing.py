@@ -42,6 +42,8 @@ class PackedRows(Sequence[PackedRow]):
         return len(self.members)
 
     def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return PackedRows(self.documents, self.members[row])
         return join([self.documents[i] for i in self.members[row]])
 
     def __iter__(self) -> Iterator[PackedRow]:
