@@ -1,4 +1,4 @@
-"""Directories that are either complete or absent: written beside their name, flushed, renamed.
+"""Directories and files that are either complete or absent: written beside their name, flushed, renamed.
 
 `new_directory` replaces what was there (a checkpoint of the same step); `fresh_directory` never does.
 """
@@ -57,6 +57,27 @@ def fresh_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    _flush(path.parent)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write `path` whole. A killed process leaves `.<name>.partial-<process id>` beside it; an error leaves nothing."""
+    partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}-{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def finish_directory(partial: Path, path: Path) -> None:
+    """Flush everything in `partial` and give it its name. Raises OSError when `path` is there and not empty."""
+    _flush_all(partial)
+    os.rename(partial, path)
     _flush(path.parent)
 
 

@@ -17,6 +17,7 @@ from peagle_core.attention import BACKENDS
 from peagle_core.cod import check_cod
 from peagle_core.errors import InputError
 from peagle_core.training import MODES
+from trainer.data.sources import is_dataset
 
 
 class ConfigError(InputError):
@@ -28,27 +29,38 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """train, heldout: .jsonl or .txt files; max_length: tokens of a document; row_length: tokens of a packed row."""
+    """train, heldout: .jsonl or .txt files, Hugging Face datasets (trainer.data.sources), or one prepared directory.
 
-    train: tuple[Path, ...]
-    heldout: tuple[Path, ...] = ()
+    max_length: tokens of a document; row_length: tokens of a packed row. Of `prepare`: documents_per_shard, the records
+    that one worker turns into one file; workers, None for one per core.
+    """
+
+    train: tuple[str, ...]
+    heldout: tuple[str, ...] = ()
     max_length: int = Field(default=2048, ge=4)
     row_length: int = Field(default=2048, ge=4)
+    documents_per_shard: int = Field(default=4096, ge=1)
+    workers: int | None = Field(default=None, ge=1)
 
     @field_validator("train", "heldout", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str | Path) else value
+        values = (value,) if isinstance(value, str | Path) else value
+        return (
+            tuple(str(v) if isinstance(v, Path) else v for v in values) if isinstance(values, list | tuple) else value
+        )
 
     @field_validator("train", "heldout")
     @classmethod
-    def _files_exist(cls, paths: tuple[Path, ...]) -> tuple[Path, ...]:
-        for path in paths:
-            if not path.is_file():
-                raise ValueError(f"no such file: {path}")
-            if path.suffix not in (".jsonl", ".txt"):
-                raise ValueError(f"{path} is neither .jsonl nor .txt")
-        return paths
+    def _files_exist(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
+        for source in sources:
+            if is_dataset(source):
+                continue
+            if not Path(source).is_file():
+                raise ValueError(f"no such file: {source}")
+            if Path(source).suffix not in (".jsonl", ".txt"):
+                raise ValueError(f"{source} is neither .jsonl nor .txt nor a directory")
+        return sources
 
     @model_validator(mode="after")
     def _check(self, info: ValidationInfo) -> DataConfig:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config import ConfigError, RunConfig
 from trainer.data.documents import Document, read_documents
+from trainer.data.prepared import PreparedDocuments, is_prepared, open_prepared
 from trainer.mask_token import resolve_mask_token_id
 from trainer.target import embedding, load_target, load_tokenizer
 
@@ -21,8 +23,8 @@ class Material:
     """mask_token_id: resolved; eos_token_id: None when the target has no end token."""
 
     target: PreTrainedModel
-    train: list[Document]
-    heldout: list[Document]
+    train: Sequence[Document]
+    heldout: Sequence[Document]
     mask_token_id: int
     eos_token_id: int | None
 
@@ -38,18 +40,15 @@ def load_material(config: RunConfig) -> Material:
     vocab = len(embedding(target))
     mask_token_id = resolve_mask_token_id(config.drafter.mask_token_id, tokenizer, vocab)
 
-    def read(paths: tuple[Path, ...]) -> list[Document]:
-        names = ", ".join(map(str, paths))
-        documents, report = read_documents(paths, tokenizer, vocab, config.data.max_length)
-        if any((document.input_ids == mask_token_id).any() for document in documents):
-            raise ConfigError(f"drafter.mask_token_id {mask_token_id} occurs in {names}")
-        print(
-            f"{names}: {report.documents} documents, {sum(map(len, documents))} tokens "
-            f"({report.cut} cut at {config.data.max_length} tokens, {report.useless} left out: nothing supervised)"
-        )
+    def read(sources: tuple[str, ...]) -> Sequence[Document]:
+        documents = _documents(sources, tokenizer, vocab, config.data.max_length)
+        if _occurs(mask_token_id, documents):
+            raise ConfigError(f"drafter.mask_token_id {mask_token_id} occurs in {', '.join(sources)}")
         return documents
 
     documents = read(config.data.train)
+    train: Sequence[Document]
+    heldout: Sequence[Document]
     if config.data.heldout:
         train, heldout = documents, read(config.data.heldout)
     else:
@@ -58,13 +57,39 @@ def load_material(config: RunConfig) -> Material:
     return Material(target, train, heldout, mask_token_id, _eos_token_id(target))
 
 
-def split_heldout(documents: list[Document]) -> tuple[list[Document], list[Document]]:
+def split_heldout(documents: Sequence[Document]) -> tuple[Sequence[Document], Sequence[Document]]:
     """(train, held out); a single document is not divided."""
     if len(documents) == 1:
         return documents, []
-    aside = set(range(0, len(documents), HELDOUT_EVERY)[:HELDOUT_MOST])
-    train = [d for i, d in enumerate(documents) if i not in aside]
-    return train, [documents[i] for i in sorted(aside)]
+    aside = range(0, len(documents), HELDOUT_EVERY)[:HELDOUT_MOST]
+    train = [i for i in range(len(documents)) if i not in aside]
+    return _select(documents, train), _select(documents, aside)
+
+
+def _documents(
+    sources: tuple[str, ...], tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, max_length: int
+) -> Sequence[Document]:
+    names = ", ".join(sources)
+    if is_prepared(sources):
+        prepared = open_prepared(Path(names), tokenizer, vocab_size, max_length)
+        print(f"{names}: {len(prepared)} documents, {sum(prepared.lengths)} tokens, prepared")
+        return prepared
+    documents, report = read_documents(sources, tokenizer, vocab_size, max_length)
+    print(
+        f"{names}: {report.documents} documents, {sum(map(len, documents))} tokens "
+        f"({report.cut} cut at {max_length} tokens, {report.useless} left out: nothing supervised)"
+    )
+    return documents
+
+
+def _occurs(token_id: int, documents: Sequence[Document]) -> bool:
+    if isinstance(documents, PreparedDocuments):
+        return bool(documents.token_counts[token_id])
+    return any((document.input_ids == token_id).any() for document in documents)
+
+
+def _select(documents: Sequence[Document], places: Sequence[int]) -> Sequence[Document]:
+    return documents.select(places) if isinstance(documents, PreparedDocuments) else [documents[i] for i in places]
 
 
 def _eos_token_id(target: PreTrainedModel) -> int | None:

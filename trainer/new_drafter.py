@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from peagle_core.errors import InputError
 from peagle_core.target import target_head
 from trainer.config import RunConfig
 from trainer.data.documents import Document
+from trainer.data.prepared import PreparedDocuments
+from trainer.data.vocabulary import count_generated, most_frequent
 from trainer.target import embedding
 
 # What a Llama rotary embedding over the whole head understands; the rest belongs to other architectures.
@@ -53,7 +55,7 @@ def drafter_config(config: RunConfig, target_config: Any, mask_token_id: int, vo
 
 
 def new_drafter(
-    config: RunConfig, target: PreTrainedModel, mask_token_id: int, documents: Iterable[Document]
+    config: RunConfig, target: PreTrainedModel, mask_token_id: int, documents: Sequence[Document]
 ) -> PEagleDrafter:
     """fp32, on the target's device. documents: the training data, counted when draft_vocab_size is smaller than V."""
     table, head = embedding(target), target_head(target)
@@ -73,14 +75,13 @@ def new_drafter(
     return drafter.to(head.device)
 
 
-def draft_vocabulary(documents: Iterable[Document], vocab_size: int, draft_vocab_size: int) -> Tensor:
-    """int64[V_d], ascending: the ids the target generated most often (the smaller id first among equals)."""
+def draft_vocabulary(documents: Sequence[Document], vocab_size: int, draft_vocab_size: int) -> Tensor:
+    """int64[V_d], ascending: the ids the target generated most often. Prepared data was counted as a whole."""
     if draft_vocab_size == vocab_size:
         return torch.arange(vocab_size)
-    counts = torch.zeros(vocab_size, dtype=torch.int64)
-    for document in documents:
-        counts += torch.bincount(document.input_ids[document.loss_mask], minlength=vocab_size)
-    return counts.argsort(descending=True, stable=True)[:draft_vocab_size].sort().values
+    if isinstance(documents, PreparedDocuments):
+        return most_frequent(documents.generated_counts, draft_vocab_size)
+    return most_frequent(count_generated(documents, vocab_size), draft_vocab_size)
 
 
 def _rope_parameters(text: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +79,20 @@ def run_eval(config: RunConfig, head: Path | None = None) -> Evaluation:
     return _evaluate_head(config, load_material(config), head, config.output / "eval.json")
 
 
-def make_contract(config: RunConfig, drafter: PEagleDrafter, rows: list[PackedRow]) -> dict[str, Any]:
+def make_contract(config: RunConfig, drafter: PEagleDrafter, rows: Sequence[PackedRow]) -> dict[str, Any]:
     """What a checkpoint's numbers mean: the drafter, the draw of elements, the data and its order."""
     return {
         "drafter": flat_config_dict(drafter.config, "float32"),
-        "draft vocabulary": _digest(drafter.d2t),
+        "draft vocabulary": _digest([drafter.d2t]),
         "retention": config.drafter.retention,
         "retention_min": config.drafter.retention_min,
         "seed": config.seed,
         "optimizer": config.optim.optimizer,
-        "data": _digest(*(t for row in rows for t in (row.input_ids, row.loss_mask, row.doc_ids))),
+        "data": _digest(t for row in rows for t in (row.input_ids, row.loss_mask, row.doc_ids)),
     }
 
 
-def _digest(*tensors: torch.Tensor) -> str:
+def _digest(tensors: Iterable[torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.cpu().numpy().tobytes())

@@ -20,7 +20,7 @@ VOCAB = 300
 def read(tmp_path: Path, tokenizer, *records, max_length=64, name="d.jsonl"):
     path = tmp_path / name
     path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
-    return read_documents((path,), tokenizer, VOCAB, max_length)
+    return read_documents((str(path),), tokenizer, VOCAB, max_length)
 
 
 def generated(document: Document, tokenizer) -> list[str]:

@@ -214,7 +214,7 @@ def test_an_overfitted_drafter_foresees_its_target(run_config, tmp_path):
     record = {"input_ids": [*prompt.tolist(), *ids], "loss_mask": [0] * len(prompt) + [1] * len(ids)}
     data = tmp_path / "own.jsonl"
     data.write_text(json.dumps(record) + "\n")
-    config = changed(changed(config, "data", train=(data,), heldout=(data,)), "optim", rows_per_step=1)
+    config = changed(changed(config, "data", train=(str(data),), heldout=(str(data),)), "optim", rows_per_step=1)
     assert run_train(config) is None
     metrics = json.loads((config.output / "metrics.json").read_text())
     assert metrics["accuracy_per_depth"][0] > 0.8

@@ -1,15 +1,13 @@
-"""Files -> documents: token ids and, for each, whether the target generated it.
+"""Records -> documents: token ids and, for each, whether the target generated it.
 
-Forms of a JSONL line: {"text"}, {"prompt", "response"}, {"messages"} or, tokenised, {"input_ids", "loss_mask"}.
-A .txt file is one text. Texts longer than max_length are divided into several documents, answers are cut there.
+Forms of a record: {"text"}, {"prompt", "response"}, {"messages"}, {"conversations"} (ShareGPT) or, tokenised,
+{"input_ids", "loss_mask"}. Texts longer than max_length are divided into several documents, answers are cut there.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from peagle_core.errors import InputError
-from trainer.data.chat import chat_spans, tokenize_spans
+from trainer.data.chat import chat_spans, sharegpt_messages, tokenize_spans
+from trainer.data.sources import Part, Record, read
 
 # Fewer tokens hold no supervised element: the first one is x_{a+1}, x_{a+2} for some a >= 0.
 MIN_TOKENS = 3
@@ -46,60 +45,55 @@ class Document:
 class ReadReport:
     """What was left out while reading: documents cut at max_length, and those with nothing to learn from."""
 
+    records: int = 0
     documents: int = 0
     cut: int = 0
     useless: int = 0
 
 
 def read_documents(
-    paths: tuple[Path, ...], tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, max_length: int
+    sources: Sequence[str], tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, max_length: int
 ) -> tuple[list[Document], ReadReport]:
-    """All useful documents of .jsonl and .txt files, in order.
+    """All useful documents of the sources (see trainer.data.sources), in order.
 
     tokenizer: the target's, needed for anything but {"input_ids"}; vocab_size: of the target. Raises InputError naming
-    file and line for a malformed line, an id outside the vocabulary, and when nothing at all is supervised.
+    the place of a malformed record, an id outside the vocabulary, and when nothing at all is supervised.
     """
     documents, report = [], ReadReport()
-    for path in paths:
-        for where, record in _records(path):
-            try:
-                found = list(_parse(record, tokenizer))
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from None
-            for document, is_text in found:
-                _check_ids(where, document.input_ids, vocab_size)
-                pieces = [document[i : i + max_length] for i in range(0, len(document), max_length)]
-                report.documents += 1
-                if len(pieces) > 1 and not is_text:
-                    report.cut += 1
-                    pieces = pieces[:1]
-                useful = [piece for piece in pieces if piece.is_useful]
-                report.useless += not useful
-                documents += useful
+    for source in sources:
+        for record in read(Part(source)):
+            documents += useful_documents(record, tokenizer, vocab_size, max_length, report)
     if not documents:
-        names = ", ".join(map(str, paths))
-        raise InputError(f"{names}: nothing is supervised, no document has two generated tokens in a row")
+        raise nothing_supervised(sources)
     return documents, report
 
 
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, decoded line) of a .jsonl file, or the one text of a .txt file."""
+def useful_documents(
+    record: Record, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, max_length: int, report: ReadReport
+) -> list[Document]:
+    """The documents of one record, each of at most max_length tokens; what is left out is counted in `report`."""
+    where, content = record
+    documents: list[Document] = []
+    report.records += 1
     try:
-        if path.suffix == ".txt":
-            yield str(path), {"text": path.read_text(encoding="utf-8")}
-            return
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    where = f"{path}:{number}"
-                    try:
-                        yield where, json.loads(line)
-                    except json.JSONDecodeError as error:
-                        raise InputError(f"{where}: not valid JSON ({error.msg})") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not valid UTF-8") from None
+        found = list(_parse(content, tokenizer))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    for document, is_text in found:
+        _check_ids(where, document.input_ids, vocab_size)
+        pieces = [document[i : i + max_length] for i in range(0, len(document), max_length)]
+        report.documents += 1
+        if len(pieces) > 1 and not is_text:
+            report.cut += 1
+            pieces = pieces[:1]
+        useful = [piece for piece in pieces if piece.is_useful]
+        report.useless += not useful
+        documents += useful
+    return documents
+
+
+def nothing_supervised(sources: Sequence[str]) -> InputError:
+    return InputError(f"{', '.join(sources)}: nothing is supervised, no document has two generated tokens in a row")
 
 
 def _parse(record: Any, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[tuple[Document, bool]]:
@@ -111,8 +105,9 @@ def _parse(record: Any, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[t
         return
     if tokenizer is None:
         raise InputError("the target has no tokenizer, so only {'input_ids', 'loss_mask'} can be read")
-    if "messages" in record:
-        for spans in chat_spans(record["messages"], tokenizer):
+    if "messages" in record or "conversations" in record:
+        messages = record["messages"] if "messages" in record else sharegpt_messages(record["conversations"])
+        for spans in chat_spans(messages, tokenizer):
             yield Document(*tokenize_spans(spans, tokenizer, special_tokens=False)), False
     elif "text" in record:
         spans = [(_text(record, "text"), True)]
@@ -124,7 +119,8 @@ def _parse(record: Any, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[t
         yield Document(*tokenize_spans(spans, tokenizer, special_tokens=True)), False
     else:
         raise InputError(
-            f"has keys {sorted(record)}, expected 'text', 'prompt' and 'response', 'messages', or 'input_ids'"
+            f"has keys {sorted(record)}, expected 'text', 'prompt' and 'response', 'messages', 'conversations', "
+            "or 'input_ids'"
         )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainer.data.documents import Document
+from trainer.data.prepared import PreparedDocuments
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,32 @@ class PackedRow:
         return self.doc_ids.unique_consecutive(return_counts=True)[1].tolist()
 
 
-def pack(documents: Sequence[Document], row_length: int) -> list[PackedRow]:
+class PackedRows(Sequence[PackedRow]):
+    """Rows that are joined when asked for. members: the places of each row's documents."""
+
+    def __init__(self, documents: Sequence[Document], members: list[list[int]]) -> None:
+        self.documents = documents
+        self.members = members
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return PackedRows(self.documents, self.members[row])
+        return join([self.documents[i] for i in self.members[row]])
+
+    def __iter__(self) -> Iterator[PackedRow]:
+        return (self[i] for i in range(len(self)))
+
+
+def pack(documents: Sequence[Document], row_length: int) -> PackedRows:
     """Every document whole in one row of at most row_length tokens; the same rows for the same documents."""
+    lengths = documents.lengths if isinstance(documents, PreparedDocuments) else [len(d) for d in documents]
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free tokens, row), ascending
-    for i in sorted(range(len(documents)), key=lambda i: -len(documents[i])):
-        length = len(documents[i])
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = lengths[i]
         if length > row_length:
             raise ValueError(f"document {i} has {length} tokens, more than a row of {row_length}")
         at = bisect.bisect_left(room, (length, -1))
@@ -45,7 +67,7 @@ def pack(documents: Sequence[Document], row_length: int) -> list[PackedRow]:
             rows.append([])
         rows[row].append(i)
         bisect.insort(room, (free - length, row))
-    return [join([documents[i] for i in row]) for row in rows]
+    return PackedRows(documents, rows)
 
 
 def join(documents: Sequence[Document]) -> PackedRow:
