@@ -42,7 +42,7 @@ def test_every_row_is_computed_once_and_in_chunks():
 def kept_bytes(drafter: PEagleDrafter, batch, elements, **options) -> int:
     """The most that autograd holds for the backward pass at one time."""
     parameters = {p.untyped_storage().data_ptr() for p in drafter.parameters()}
-    alive: dict[int, int] = {}
+    alive: dict[int, tuple[int, int]] = {}  # storage -> times saved, bytes
     most = 0
 
     class Kept:
@@ -51,12 +51,17 @@ def kept_bytes(drafter: PEagleDrafter, batch, elements, **options) -> int:
         def __init__(self, x: Tensor) -> None:
             nonlocal most
             self.x = x
-            self.size = 0 if x.untyped_storage().data_ptr() in parameters else x.nbytes
-            alive[id(self)] = self.size
-            most = max(most, sum(alive.values()))
+            storage = x.untyped_storage()
+            self.storage = storage.data_ptr()
+            times, _ = alive.get(self.storage, (0, 0))
+            alive[self.storage] = times + 1, 0 if self.storage in parameters else storage.nbytes()
+            most = max(most, sum(size for _, size in alive.values()))
 
         def __del__(self) -> None:
-            alive.pop(id(self), None)
+            times, size = alive[self.storage]
+            alive[self.storage] = times - 1, size
+            if times == 1:
+                del alive[self.storage]
 
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.x):
         loss_and_backward(drafter, batch, elements, **options)
