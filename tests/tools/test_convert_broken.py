@@ -271,6 +271,7 @@ def in_child(run: Callable[[], int]) -> int:
     child = os.fork()
     if child:
         return child
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         code = run()
     except SystemExit as stop:
