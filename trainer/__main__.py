@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from trainer.config import load_config
+    from trainer.load_config import load_config
 
     if options.verb == "train" and options.dry_run:
         from trainer.dry_run import dry_run

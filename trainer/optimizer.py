@@ -9,7 +9,7 @@ from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
-from trainer.config import OptimConfig
+from trainer.sections import OptimConfig
 
 
 def make_optimizers(drafter: nn.Module, config: OptimConfig) -> list[Optimizer]:

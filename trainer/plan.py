@@ -15,7 +15,8 @@ import torch
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 from peagle_core.training import NUM_SEGMENTS, ActivationCosts, activation_costs, default_chunk_rows
-from trainer.config import DrafterConfig, RunConfig
+from trainer.config import RunConfig
+from trainer.sections import DrafterConfig
 
 # The rest is for the allocator's gaps, other work on a CPU machine, and what the estimate misses.
 GPU_SHARE, CPU_SHARE = 0.85, 0.5

@@ -10,7 +10,8 @@ from tiny import tiny_target
 from tiny_run import make_tokenizer, run_options
 from transformers import PreTrainedTokenizerFast
 
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
+from trainer.load_config import load_config
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import ConfigError, load_config
+from trainer.config import ConfigError
+from trainer.load_config import load_config
 
 
 @pytest.fixture

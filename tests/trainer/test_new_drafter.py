@@ -9,10 +9,11 @@ from tiny_run import make_tokenizer
 from transformers import AutoConfig, LlamaConfig
 
 from peagle_core.errors import InputError
-from trainer.config import ConfigError, DrafterConfig
+from trainer.config import ConfigError
 from trainer.data.documents import Document
 from trainer.mask_token import resolve_mask_token_id
 from trainer.new_drafter import draft_vocabulary, drafter_config, new_drafter
+from trainer.sections import DrafterConfig
 
 
 def with_drafter(config, **changes):

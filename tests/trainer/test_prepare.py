@@ -15,10 +15,10 @@ from tiny_run import make_tokenizer
 from peagle_core.errors import InputError
 from trainer import prepare
 from trainer.__main__ import main
-from trainer.config import load_config
 from trainer.data import shards
 from trainer.data.packing import pack
 from trainer.data.summary import answer_lengths
+from trainer.load_config import load_config
 from trainer.material import load_material
 from trainer.new_drafter import draft_vocabulary
 from trainer.prepare import run_prepare

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import load_config
+from trainer.load_config import load_config
 from trainer.prepare import run_prepare
 
 SHARDS, PER_SHARD = 40, 25

@@ -16,7 +16,7 @@ from peagle_core.errors import InputError
 from tools.demo.corpus import heldout_prompts, load_tokenizer, prompts
 from tools.demo.target import build_target
 from trainer.atomic import new_directory
-from trainer.config import load_config
+from trainer.load_config import load_config
 from trainer.run import run_train
 
 
