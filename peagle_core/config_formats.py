@@ -78,6 +78,7 @@ def config_from_dict(raw: dict[str, Any]) -> PEagleConfig:
         fc_norm=bool(raw.get("fc_norm", eagle.get("fc_norm", False))),
         qk_norm=_qk_norm(raw, layer),
         target=_target_name(raw),
+        hidden_state_design=raw.get("hidden_state_design", "shared"),
     )
 
 
@@ -155,6 +156,11 @@ def refuse_experiments(config: PEagleConfig) -> None:
 def flat_config_dict(config: PEagleConfig, dtype: str = "bfloat16") -> dict[str, Any]:
     """The flat config.json that vLLM and SGLang load; `num_depths` is ours and both ignore it."""
     refuse_experiments(config)
+    return config_record(config, dtype)
+
+
+def config_record(config: PEagleConfig, dtype: str) -> dict[str, Any]:
+    """The flat keys of any drafter, experiments included: how training checkpoints say what they are."""
     eagle: dict[str, Any] = {"use_aux_hidden_state": True}
     if config.aux_layer_ids is not None:
         eagle["eagle_aux_hidden_state_layer_ids"] = list(config.aux_layer_ids)
@@ -174,6 +180,7 @@ def flat_config_dict(config: PEagleConfig, dtype: str = "bfloat16") -> dict[str,
         "ptd_token_id": config.mask_token_id,
         "target_name_or_path": config.target,
         "eagle_config": eagle,
+        **({} if config.hidden_state_design == "shared" else {"hidden_state_design": config.hidden_state_design}),
     }
 
 

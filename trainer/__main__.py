@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in output_dir")
     train.add_argument("--dry-run", action="store_true", help="check all sizes and estimate memory and time, no more")
     evaluate = verbs.add_parser("eval", parents=[common], help="acceptance length and accuracy of a head")
-    evaluate.add_argument("--head", type=Path, help="a head directory (default: output_dir/head)")
+    evaluate.add_argument("--head", type=Path, help="a head directory or a checkpoint (default: output_dir/head)")
     export = verbs.add_parser("export", parents=[common], help="make a head directory from a training checkpoint")
     export.add_argument("--checkpoint", type=Path, help="default: the newest in output_dir")
     export.add_argument("--to", type=Path, help="directory to write (default: output_dir/head)")

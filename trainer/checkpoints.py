@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from peagle_core.config_formats import config_from_dict
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 from trainer.atomic import new_directory
@@ -60,6 +61,11 @@ def newest_checkpoint(directory: Path) -> Path | None:
     """The complete checkpoint with the most steps."""
     found = [path for path in directory.glob("step-*") if NAME.fullmatch(path.name)]
     return max(found, default=None)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a directory is a training checkpoint (and not a head directory)."""
+    return (path / "state.json").is_file()
 
 
 def save_checkpoint(directory: Path, state: TrainState, contract: dict[str, Any]) -> Path:
@@ -119,6 +125,13 @@ def load_checkpoint(path: Path, state: TrainState, contract: dict[str, Any]) -> 
 def load_weights(path: Path, drafter: PEagleDrafter) -> None:
     """Only the drafter's weights."""
     drafter.load_state_dict(_read_file(path / "drafter.safetensors"))
+
+
+def load_trained(path: Path) -> PEagleDrafter:
+    """The drafter of a checkpoint, fp32; also one with a hidden-state design that has no other file format."""
+    drafter = PEagleDrafter(config_from_dict(read_contract(path)["drafter"]))
+    load_weights(path, drafter)
+    return drafter
 
 
 def read_contract(path: Path) -> dict[str, Any]:

@@ -82,6 +82,16 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _every_draft_has_its_depth_embedding(self) -> RunConfig:
+        design, depths = self.drafter.hidden_state_design, self.drafter.num_depths
+        if "depth_embedding" in design and (most := max(self.eval.num_draft_tokens, default=0)) > depths:
+            raise ValueError(
+                f"eval.num_draft_tokens {most} exceeds drafter.num_depths {depths}, beyond which the "
+                f"hidden_state_design {design!r} has no embedding"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _each_setting_has_its_mode(self) -> RunConfig:
         if self.num_segments is not None and self.mode != "partition":
             raise ValueError(f"num_segments is for mode: partition, found mode: {self.mode}")

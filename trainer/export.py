@@ -11,12 +11,11 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from peagle_core.checkpoint import load_drafter, save_drafter
-from peagle_core.config_formats import config_from_dict
-from peagle_core.drafter import PEagleDrafter
+from peagle_core.config_formats import refuse_experiments
 from peagle_core.errors import InputError
 from peagle_core.generate import speculate
 from trainer.atomic import fresh_directory
-from trainer.checkpoints import load_weights, newest_checkpoint, read_contract, read_step
+from trainer.checkpoints import load_trained, newest_checkpoint, read_step
 from trainer.config import RunConfig
 from trainer.evaluate import prompts_of
 from trainer.material import load_material
@@ -39,8 +38,8 @@ def run_export(
     destination = destination or config.output / "head"
     if destination.exists():
         raise InputError(f"{destination}: exists already; choose another --to")
-    drafter = PEagleDrafter(config_from_dict(read_contract(checkpoint)["drafter"]))
-    load_weights(checkpoint, drafter)
+    drafter = load_trained(checkpoint)
+    refuse_experiments(drafter.config)
     step = read_step(checkpoint)
     data, metrics = _read(config.output / "data.json"), _read(config.output / "metrics.json")
     if metrics is not None and metrics.get("step") != step:

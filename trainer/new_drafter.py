@@ -50,6 +50,7 @@ def drafter_config(config: RunConfig, target_config: Any, mask_token_id: int, vo
         fc_norm=wanted.fc_norm,
         qk_norm=wanted.qk_norm,
         target=config.target,
+        hidden_state_design=wanted.hidden_state_design,
     )
     return shape.replace(aux_layer_ids=shape.aux_layer_ids_for(text.num_hidden_layers))
 

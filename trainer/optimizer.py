@@ -15,7 +15,7 @@ from trainer.sections import OptimConfig
 def make_optimizers(drafter: nn.Module, config: OptimConfig) -> list[Optimizer]:
     """AdamW for everything, or Muon for the layers' matrices and fc beside AdamW for the rest.
 
-    Weight decay on matrices only: not on norms, the embedding or mask_hidden. Muon's updates are scaled to the size of
+    Weight decay on matrices only: not on norms, embeddings or mask_hidden. Muon's updates are scaled to the size of
     AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one learning rate serves both.
     """
     inner: list[nn.Parameter] = []
@@ -26,7 +26,7 @@ def make_optimizers(drafter: nn.Module, config: OptimConfig) -> list[Optimizer]:
             continue
         if name.startswith("lm_head"):
             head.append(parameter)
-        elif parameter.dim() == 2 and not name.startswith("embed_tokens"):
+        elif parameter.dim() == 2 and "embed" not in name:
             inner.append(parameter)
         else:
             plain.append(parameter)

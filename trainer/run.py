@@ -1,7 +1,7 @@
 """The verbs `train` and `eval`, from a configuration to files.
 
 A run directory holds run.yaml (the resolved configuration), checkpoints/, tensorboard/, head/ (the drafter, as engines
-load it), data.json (what it was trained on) and metrics.json.
+load it; none for a hidden-state design that no engine runs), data.json (what it was trained on) and metrics.json.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 from transformers import PreTrainedModel
 
 from peagle_core.checkpoint import load_drafter, save_drafter
-from peagle_core.config_formats import flat_config_dict
+from peagle_core.config_formats import config_record
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
-from trainer.checkpoints import load_checkpoint, newest_checkpoint
+from trainer.checkpoints import is_checkpoint, load_checkpoint, load_trained, newest_checkpoint
 from trainer.config import ConfigError, RunConfig
 from trainer.data.packing import PackedRow, pack
 from trainer.evaluate import Evaluation, evaluate, prompts_of
@@ -48,6 +48,7 @@ def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
     states = _states(material, drafter)
     state = new_state(config, drafter, len(rows))
     contract = make_contract(config, drafter, rows)
+    torch.manual_seed(config.seed)  # one hidden-state design has dropout
     if newest:
         load_checkpoint(newest, state, contract)
         print(f"resumed at step {state.step} from {newest}")
@@ -68,21 +69,33 @@ def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
     if stopped:
         print(f"{stopped.name}: stopped after step {state.step} of {state.total_steps}; continue with --resume")
         return stopped
-    save_drafter(drafter, config.output / "head", getattr(torch, config.head_dtype))
-    _evaluate_head(config, material, config.output / "head", config.output / "metrics.json", state.step)
+    if drafter.config.hidden_state_design == "shared":
+        save_drafter(drafter, config.output / "head", getattr(torch, config.head_dtype))
+    else:
+        print(f"hidden_state_design {drafter.config.hidden_state_design} is for research: no head, only checkpoints")
+    _evaluate_saved(config, material, _saved(config), config.output / "metrics.json", state.step)
     return None
 
 
 def run_eval(config: RunConfig, head: Path | None = None) -> Evaluation:
-    """Measure a head (default output_dir/head) and write output_dir/eval.json."""
-    head = head or config.output / "head"
-    return _evaluate_head(config, load_material(config), head, config.output / "eval.json")
+    """Measure a head directory or a checkpoint (default: what the run saved) and write output_dir/eval.json."""
+    return _evaluate_saved(config, load_material(config), head or _saved(config), config.output / "eval.json")
+
+
+def _saved(config: RunConfig) -> Path:
+    """output_dir/head, or the newest checkpoint for a hidden-state design that has no head."""
+    if config.drafter.hidden_state_design == "shared":
+        return config.output / "head"
+    newest = newest_checkpoint(config.output / "checkpoints")
+    if newest is None:
+        raise InputError(f"{config.output / 'checkpoints'}: no checkpoint to measure")
+    return newest
 
 
 def make_contract(config: RunConfig, drafter: PEagleDrafter, rows: Sequence[PackedRow]) -> dict[str, Any]:
     """What a checkpoint's numbers mean: the drafter, the draw of elements, the data and its order."""
     return {
-        "drafter": flat_config_dict(drafter.config, "float32"),
+        "drafter": config_record(drafter.config, "float32"),
         "draft vocabulary": _digest([drafter.d2t]),
         "retention": config.drafter.retention,
         "retention_min": config.drafter.retention_min,
@@ -103,11 +116,12 @@ def _states(material: Material, drafter: PEagleDrafter) -> InProcessStates:
     return InProcessStates(material.target, drafter.config.aux_layer_ids_for(material.num_target_layers))
 
 
-def _evaluate_head(
+def _evaluate_saved(
     config: RunConfig, material: Material, head: Path, report: Path, step: int | None = None
 ) -> Evaluation:
     """Measure what was saved, not what is in memory: the head's dtype is part of the result."""
-    drafter = load_drafter(head, torch.float32, material.target).to(config.device)
+    drafter = load_trained(head) if is_checkpoint(head) else load_drafter(head, torch.float32, material.target)
+    drafter = drafter.to(config.device).eval()
     if drafter.config.target_hidden_size != _hidden_size(material.target):
         raise InputError(
             f"{head}: was made for a target of hidden size {drafter.config.target_hidden_size}, "

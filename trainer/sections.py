@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from peagle_core.cod import check_cod
+from peagle_core.config import HIDDEN_STATE_DESIGNS
 from trainer.data.sources import is_dataset
 
 
@@ -62,7 +63,8 @@ class DrafterConfig(Section):
     """Shape of the new drafter and how its depths are sampled; None means the target's own value.
 
     mask_token_id None: see `trainer.mask_token`. draft_vocab_size: the most frequent generated tokens of the data.
-    aux_layer_ids: "state entering layer k" of the target; None is [2, n//2, n-3].
+    aux_layer_ids: "state entering layer k" of the target; None is [2, n//2, n-3]. hidden_state_design: P-EAGLE's
+    "shared" or one of the paper's rejected ones (`peagle_core.hidden_state_designs`), which are never exported.
     """
 
     num_hidden_layers: int = Field(default=4, ge=1)
@@ -79,8 +81,16 @@ class DrafterConfig(Section):
     norm_before_fc: bool = False
     fc_norm: bool = False
     qk_norm: bool = False
+    hidden_state_design: str = "shared"
     train_embedding: bool = True
     train_lm_head: bool = True
+
+    @field_validator("hidden_state_design")
+    @classmethod
+    def _known_design(cls, design: str) -> str:
+        if design not in HIDDEN_STATE_DESIGNS:
+            raise ValueError(f"{design!r} is not one of {', '.join(HIDDEN_STATE_DESIGNS)}")
+        return design
 
     @model_validator(mode="after")
     def _check(self) -> DrafterConfig:

@@ -64,6 +64,7 @@ def test_the_example_is_a_valid_configuration(base):
         ("device=abacus", "device"),
         ("loss.depth_weights=[1,2]", "2 values for 8 depths"),
         ("eval.num_draft_tokens=[0]", "at least 1"),
+        ("drafter.hidden_state_design=none", "'none' is not one of shared, depth_embedding"),
         ("optim=3", "optim"),
         ("optim.lr", "not of the form key=value"),
         ("seed.x=[1", "not valid YAML"),
