@@ -6,13 +6,9 @@ depends on data and settings alone, so a run that was killed and started again e
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +17,7 @@ from tqdm import tqdm
 from transformers import AutoConfig
 
 from peagle_core.errors import InputError
-from trainer.atomic import PARTIAL_SUFFIX, finish_directory, replace_file
+from trainer.atomic import finish_directory, replace_file
 from trainer.config import ConfigError, RunConfig
 from trainer.data.documents import nothing_supervised
 from trainer.data.prepared import (
@@ -30,7 +26,6 @@ from trainer.data.prepared import (
     VOCABULARY,
     is_prepared,
     read_index,
-    refuse_other_settings,
     tokenizer_settings,
 )
 from trainer.data.shards import Shard, finished_shard, note_path, sha256_of, shard_name
@@ -39,8 +34,7 @@ from trainer.data.summary import Totals, draw_histograms, print_summary, summari
 from trainer.data.vocabulary import draft_map, usual_sizes
 from trainer.shard_workers import make_shards
 from trainer.target import load_tokenizer
-
-SETTINGS = "settings.json"
+from trainer.workplace import SETTINGS, begin, held, partial_of, refuse_other_settings
 
 
 def run_prepare(config: RunConfig, directory: Path | None = None) -> Path:
@@ -67,10 +61,10 @@ def run_prepare(config: RunConfig, directory: Path | None = None) -> Path:
         _check_finished(directory, settings)
         return directory
     parts = [part for found in surveys for part in found.parts]
-    partial = directory.with_name(directory.name + PARTIAL_SUFFIX)
+    partial = partial_of(directory)
     try:
-        with _held(partial):
-            _start(partial, settings)
+        with held(partial, "prepare"):
+            begin(partial, settings)
             try:
                 _make(config, vocab_size, partial, parts)
                 summary = _complete(config, vocab_size, partial, settings, len(parts))
@@ -96,19 +90,6 @@ def _check_finished(directory: Path, settings: dict[str, Any]) -> None:
         raise ConfigError(f"{directory}: exists and is no prepared data; choose another --to")
     refuse_other_settings(directory, read_index(directory)["settings"], settings)
     print(f"{directory}: prepared already, every checksum is right")
-
-
-def _start(partial: Path, settings: dict[str, Any]) -> None:
-    """Compare with what an earlier run left here, and remove what it was writing when it ended."""
-    path = partial / SETTINGS
-    for leftover in partial.glob(f".*{PARTIAL_SUFFIX}-*"):
-        leftover.unlink(missing_ok=True)
-    if path.is_file():
-        refuse_other_settings(partial, json.loads(path.read_bytes()), settings)
-    else:
-        for stray in partial.iterdir():
-            stray.unlink(missing_ok=True)
-        replace_file(path, json.dumps(settings, indent=1).encode())
 
 
 def _make(config: RunConfig, vocab_size: int, partial: Path, parts: list[Part]) -> None:
@@ -155,21 +136,6 @@ def _complete(
 
 def _json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
-
-
-@contextmanager
-def _held(partial: Path) -> Iterator[None]:
-    """Make the directory and keep other runs out of it; the lock ends with this process, however that ends."""
-    partial.mkdir(parents=True, exist_ok=True)
-    handle = os.open(partial, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{partial}: another prepare is writing here") from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def _vocab_size(target: str) -> int:

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from tiny_run import make_tokenizer
 
 from peagle_core.errors import InputError
-from trainer import prepare
 from trainer.__main__ import main
 from trainer.data import shards
 from trainer.data.packing import pack
@@ -22,6 +21,7 @@ from trainer.load_config import load_config
 from trainer.material import load_material
 from trainer.new_drafter import draft_vocabulary
 from trainer.prepare import run_prepare
+from trainer.workplace import held
 
 
 @pytest.fixture
@@ -177,13 +177,13 @@ def test_changed_data_and_changed_tokenizers_are_refused(options, target_dir, tm
     data.write_text('{"text": "hello there, what is the question?"}\n' * 2)
     code, error = refusal(capsys, ["prepare", *options])
     assert code == 2
-    assert "was prepared with sources = ['own.jsonl (" in error
+    assert "was made with sources = ['own.jsonl (" in error
     other = tmp_path / "target"
     shutil.copytree(target_dir, other)
     make_tokenizer(chat_template="{{ messages }}").save_pretrained(other)
     code, error = refusal(capsys, ["train", *options, f"target={other}", f"data.train={directory}"])
     assert code == 2
-    assert "was prepared with chat template" in error
+    assert "was made with chat template" in error
 
 
 def test_a_prepared_directory_stands_alone_and_is_prepared_once(options, data_file, capsys):
@@ -287,6 +287,6 @@ def test_messages_need_a_chat_template(options, target_dir, tmp_path, capsys):
 
 
 def test_two_runs_do_not_write_to_one_place(options, tmp_path):
-    with prepare._held(tmp_path / "run" / "data.partial"), pytest.raises(InputError, match="another prepare"):
+    with held(tmp_path / "run" / "data.partial", "prepare"), pytest.raises(InputError, match="another prepare"):
         prepared(options)
     assert prepared(options).is_dir()

@@ -24,6 +24,7 @@ from trainer.atomic import PARTIAL_SUFFIX
 from trainer.config import ConfigError
 from trainer.data.documents import Document
 from trainer.data.shards import Shard, sha256_of
+from trainer.workplace import refuse_other_settings
 
 FORMAT = 1
 INDEX, VOCABULARY = "index.json", "vocabulary.safetensors"
@@ -132,16 +133,6 @@ def tokenizer_settings(tokenizer: PreTrainedTokenizerBase | None, vocab_size: in
         "tokenizer": _digest(words + ends),
         "chat template": _digest(json.dumps(tokenizer.chat_template, sort_keys=True)),
     }
-
-
-def refuse_other_settings(directory: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise ConfigError naming the first setting that differs."""
-    for key in sorted({*then, *now}):
-        if then.get(key) != now.get(key):
-            raise ConfigError(
-                f"{directory}: was prepared with {key} = {then.get(key)}, this run has {now.get(key)}; "
-                "use the same, prepare into another directory, or remove this one"
-            )
 
 
 def _vocabulary(directory: Path, index: dict[str, Any]) -> dict[str, Tensor]:
