@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -26,14 +27,17 @@ COD_SEED = 1
 @dataclass(frozen=True)
 class Acceptance:
     """Greedy speculation at one K. accept_length: tokens per target pass, the bonus token included (1 to K+1);
-    accept_per_position[j]: share of steps in which drafts 1..j+1 all stood.
+    standard_error: of it, the prompts being the sample, None for a single one; accept_per_position[j]: share of steps
+    in which drafts 1..j+1 all stood; per_prompt: steps and tokens of each prompt.
     """
 
     num_draft_tokens: int
     accept_length: float
+    standard_error: float | None
     accept_per_position: list[float]
     prompts: int
     new_tokens: int
+    per_prompt: list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -101,19 +105,35 @@ def measure_acceptance(
 ) -> Acceptance:
     """Greedy `peagle_core.generate.speculate` on every prompt; steps of all prompts weigh alike."""
     lengths: list[int] = []
+    per_prompt: list[tuple[int, int]] = []
     new_tokens = 0
     for prompt in tqdm(prompts, desc=f"drafting, K={num_draft_tokens}", unit="prompt", leave=False):
         result = speculate(target, drafter, prompt, num_draft_tokens, max_new_tokens, eos_token_id=eos_token_id)
         lengths += result.accept_lengths
+        per_prompt.append((len(result.accept_lengths), sum(result.accept_lengths)))
         new_tokens += len(result.output_ids)
     steps = max(1, len(lengths))
     return Acceptance(
         num_draft_tokens=num_draft_tokens,
         accept_length=sum(lengths) / steps,
+        standard_error=standard_error(per_prompt),
         accept_per_position=[sum(n > j for n in lengths) / steps for j in range(1, num_draft_tokens + 1)],
         prompts=len(prompts),
         new_tokens=new_tokens,
+        per_prompt=per_prompt,
     )
+
+
+def standard_error(per_prompt: Sequence[tuple[int, int]]) -> float | None:
+    """Of tokens per step over all prompts, when these are the sample: steps of one prompt are no independent draws.
+
+    per_prompt: steps and tokens of each. The ratio estimator's error (Cochran 1977, section 2.11).
+    """
+    prompts, steps, tokens = len(per_prompt), sum(s for s, _ in per_prompt), sum(t for _, t in per_prompt)
+    if prompts < 2 or not steps:
+        return None
+    squares = sum((t - tokens / steps * s) ** 2 for s, t in per_prompt)
+    return math.sqrt(squares * prompts / (prompts - 1)) / steps
 
 
 def prompts_of(documents: Sequence[Document], count: int, prompt_tokens: int) -> list[Tensor]:

@@ -153,8 +153,9 @@ def _print(result: Evaluation, report: Path) -> None:
         print(f"held-out text: expected acceptance length {result.expected_accept_length:.2f} (teacher-forced)")
     for a in result.acceptance:
         positions = ", ".join(f"{100 * p:.0f}" for p in a.accept_per_position)
+        error = "" if a.standard_error is None else f" +- {a.standard_error:.2f}"
         print(
-            f"drafter loop, K = {a.num_draft_tokens}: acceptance length {a.accept_length:.2f} "
+            f"drafter loop, K = {a.num_draft_tokens}: acceptance length {a.accept_length:.2f}{error} "
             f"over {a.prompts} prompts, {a.new_tokens} tokens; accepted by position {positions} %"
         )
     print(f"written: {report}")

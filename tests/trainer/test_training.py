@@ -19,7 +19,7 @@ from trainer import loop
 from trainer.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from trainer.config import ConfigError, RunConfig
 from trainer.data.packing import pack
-from trainer.evaluate import measure_acceptance, prompts_of
+from trainer.evaluate import measure_acceptance, prompts_of, standard_error
 from trainer.export import run_export
 from trainer.loop import new_state, train_step
 from trainer.material import load_material
@@ -246,6 +246,21 @@ def test_acceptance_counts_what_the_loop_accepted(run_config):
     assert result.accept_length == sum(lengths) / len(lengths)
     assert 1 + sum(result.accept_per_position) == pytest.approx(result.accept_length)
     assert (result.prompts, result.new_tokens) == (2, 20)
+    assert [tokens for _, tokens in result.per_prompt] == [
+        sum(speculate(states.target, state.drafter, p, 3, 10).accept_lengths) for p in prompts
+    ]
+
+
+def test_the_error_of_an_acceptance_length_is_its_spread_over_prompts():
+    """Against resampling: 4000 times as many prompts as there are, drawn with replacement."""
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.randint(20, 60, (200,), generator=generator)
+    tokens = (steps * (2 + torch.rand(200, generator=generator))).long()
+    draws = torch.randint(0, 200, (4000, 200), generator=generator)
+    resampled = tokens[draws].sum(1) / steps[draws].sum(1)
+    found = standard_error(list(zip(steps.tolist(), tokens.tolist(), strict=True)))
+    assert found == pytest.approx(float(resampled.std()), rel=0.05)
+    assert standard_error([(3, 9)]) is None
 
 
 def test_prompts_are_what_stands_before_the_answer(run_config):

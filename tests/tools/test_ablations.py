@@ -1,0 +1,192 @@
+"""The ablations: equal steps, verdicts that follow the numbers, a page made of results, a runner that resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny import VOCAB
+from tiny import tiny_target as make_target
+
+from peagle_core.errors import InputError
+from tools.ablations.contrasts import CONTRASTS, Contrast, Published, configurations
+from tools.ablations.document import write_document
+from tools.ablations.material import Paths
+from tools.ablations.schedule import CONFIGS, Suite, run_all
+from tools.ablations.statistics import differences, promises, rows_of, seed_noise, verdict
+from tools.ablations.trial import Result, read_result
+from trainer.load_config import load_config
+
+
+def settings(name: str, tmp_path: Path) -> dict[str, object]:
+    """Every setting of an ablation by its full key."""
+    (tmp_path / "text.txt").write_text("hello")
+    config = load_config(CONFIGS / f"{name}.yaml", ["target=some/model", f"data.train={tmp_path / 'text.txt'}"])
+    raw = config.model_dump(mode="json")
+    sections = {key: value for key, value in raw.items() if isinstance(value, dict)}
+    flat = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+    return {**flat, **{key: value for key, value in raw.items() if key not in sections}}
+
+
+def test_every_file_is_in_a_contrast_and_every_contrast_has_its_files():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(configurations())
+
+
+@pytest.mark.parametrize("contrast", CONTRASTS, ids=lambda c: f"{c.row}-{c.reference}")
+def test_a_contrast_changes_one_thing_at_equal_steps_and_tokens(contrast, tmp_path):
+    row, reference = settings(contrast.row, tmp_path), settings(contrast.reference, tmp_path)
+    changed = {key for key in row if row[key] != reference[key]} - {"output_dir"}
+    packing = {"data.row_length", "optim.rows_per_step"}
+    assert len(changed) == 1 or changed == packing
+    assert row["optim.max_steps"] == reference["optim.max_steps"]
+    tokens = [s["data.row_length"] * s["optim.rows_per_step"] for s in (row, reference)]
+    assert tokens[0] == tokens[1]
+
+
+def result(name: str, seed: int, accept_length: float) -> Result:
+    values = {
+        "name": name, "seed": seed, "accept_length": accept_length, "accept_per_position": [0.8, 0.6],
+        # 96 prompts of 50 steps, half of them a tenth above the mean, half below
+        "per_prompt": [[50, 50 * (accept_length + (-1) ** i / 10)] for i in range(96)], "new_tokens": 12288,
+        "accuracy_per_depth": [0.8, 0.7], "expected_accept_length": 2.5, "steps": 384, "cpu_seconds": 60.0,
+        "settings": {"eval": {"num_draft_tokens": [5]}}, "material": "abc",
+    }  # fmt: skip
+    return Result(**values)
+
+
+def results(**means: float) -> list[Result]:
+    """Three seeds each, one below, one above the mean: standard deviation 0.02."""
+    return [
+        result(name.replace("_", "-"), seed, mean + shift)
+        for name, mean in means.items()
+        for seed, shift in enumerate((-0.02, 0.0, 0.02))
+    ]
+
+
+PAPER_SAYS_MORE = Contrast("S", "a", "b", "text", (Published("HumanEval", 3.0, 2.0),), "more", "a beats b")
+
+
+@pytest.mark.parametrize(
+    ("contrast", "change", "says", "held"),
+    [
+        (PAPER_SAYS_MORE, 0.1, "as in the paper", True),
+        (PAPER_SAYS_MORE, -0.1, "NOT as in the paper", False),
+        (PAPER_SAYS_MORE, 0.01, "within noise", False),
+        (dataclasses.replace(PAPER_SAYS_MORE, expects="not less"), 0.01, "within noise", True),
+        (dataclasses.replace(PAPER_SAYS_MORE, expects="not less"), -0.1, "NOT as in the paper", False),
+        (dataclasses.replace(PAPER_SAYS_MORE, expects="not more"), 0.1, "as in the paper", False),
+        (dataclasses.replace(PAPER_SAYS_MORE, expects="not more"), -0.1, "NOT as in the paper", True),
+        (dataclasses.replace(PAPER_SAYS_MORE, published=(), expects="same"), 0.03, "same within noise", True),
+        (dataclasses.replace(PAPER_SAYS_MORE, published=(), expects="same"), 0.1, "DIFFERS", False),
+        (dataclasses.replace(PAPER_SAYS_MORE, published=()), 0.1, "more", True),
+    ],
+)
+def test_verdicts_follow_the_numbers(contrast, change, says, held):
+    """Seeds deviate by 0.02, so a difference of two means of three has the error 0.02 * sqrt(2/3) = 0.016."""
+    rows = rows_of(results(a=2.5 + change, b=2.5))
+    (difference,) = differences((contrast,), rows)
+    assert seed_noise(rows) == pytest.approx(0.02)
+    assert difference.error == pytest.approx(0.0163, abs=1e-4)
+    assert difference.prompt_error == pytest.approx(0, abs=1e-9)  # both rows find the same prompts hard
+    assert rows["a"].prompt_error == pytest.approx(0.1 / 96**0.5, rel=0.01)
+    assert difference.change == pytest.approx(change)
+    assert verdict(difference) == says
+    assert promises([difference]) == {"a beats b": held}
+
+
+def test_prompts_that_only_one_row_finds_hard_make_noise():
+    even = [dataclasses.replace(r, per_prompt=[[50, 50 * r.accept_length]] * 96) for r in results(b=2.5)]
+    (difference,) = differences((PAPER_SAYS_MORE,), rows_of([*results(a=2.53), *even]))
+    assert difference.prompt_error == pytest.approx(0.1 / 96**0.5, rel=0.01)
+    assert difference.error == pytest.approx((0.0163**2 + difference.prompt_error**2) ** 0.5, abs=1e-4)
+
+
+def test_one_seed_decides_nothing():
+    (difference,) = differences((PAPER_SAYS_MORE,), rows_of([result("a", 0, 3.0), result("b", 0, 2.0)]))
+    assert verdict(difference) == "within noise"
+
+
+def test_the_page_says_what_the_results_say(tmp_path):
+    """Stored as JSON and read back, as the command does; then with the numbers the other way round."""
+    stored = results(layers_1=2.5, layers_2=2.9, layers_4=3.3, stream=2.51)
+    for number, item in enumerate(stored):
+        (tmp_path / f"{number}.json").write_text(json.dumps(dataclasses.asdict(item)))
+    read = [read_result(path) for path in sorted(tmp_path.glob("*.json"))]
+    page = write_document(tmp_path / "docs", read).read_text()
+    assert (tmp_path / "docs" / "ablations.png").stat().st_size > 1000
+    line = next(line for line in page.splitlines() if line.startswith("| 4 layers instead of 2"))
+    assert "2.900 -> 3.300" in line and "+0.400" in line and "(+13.8%)" in line
+    assert "HumanEval 3.58 -> 3.92" in line and "+9.5%" in line and line.endswith("| as in the paper |")
+    assert "| 4 layers beat 2 beat 1 | yes |" in page
+    assert "| `layers-1` | 2.500 | 0.020 | 0.010 | 3 | 96 | 12288 | 60 |" in page
+    assert "the head is the same within noise | yes |" in page
+    assert "design-projected-ntp" not in page  # there is no result of it
+    worse = write_document(
+        tmp_path / "other", results(layers_1=3.3, layers_2=2.9, layers_4=2.5, stream=2.9)
+    ).read_text()
+    assert "| 4 layers beat 2 beat 1 | NO |" in worse
+    assert "the head is the same within noise | NO |" in worse
+    assert worse.count("NOT as in the paper") == 2
+
+
+@pytest.fixture
+def suite(tmp_path) -> Suite:
+    """Two configurations of four steps on a random target without a tokenizer."""
+    make_target(dtype=torch.float32).save_pretrained(tmp_path / "target")
+    for side, count in (("train", 12), ("heldout", 3)):
+        documents = [
+            {"input_ids": torch.randint(0, VOCAB - 1, (20,)).tolist(), "loss_mask": [0] * 6 + [1] * 14}
+            for _ in range(count)
+        ]
+        (tmp_path / f"{side}.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
+    (tmp_path / "configs").mkdir()
+    for name, layers in (("small", 1), ("large", 2)):
+        config = {
+            "data": {"max_length": 20, "row_length": 40},
+            "drafter": {"num_hidden_layers": layers, "num_depths": 3, "mask_token_id": VOCAB - 1},
+            "optim": {"max_steps": 4, "rows_per_step": 1},
+            "mode": "flat",
+            "eval": {"num_prompts": 3, "max_new_tokens": 8, "num_draft_tokens": [2]},
+        }
+        (tmp_path / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    paths = Paths(tmp_path / "target", tmp_path / "train.jsonl", tmp_path / "heldout.jsonl")
+    return Suite(tmp_path / "ablations", paths, tmp_path / "configs")
+
+
+@pytest.mark.slow
+def test_the_runner_runs_what_is_not_finished_and_no_more(suite):
+    names = ["small", "large"]
+    found = run_all(suite, names, range(1), jobs=2)
+    assert [(r.name, r.seed, r.steps, len(r.per_prompt), r.new_tokens) for r in found] == [
+        ("small", 0, 4, 3, 24), ("large", 0, 4, 3, 24),
+    ]  # fmt: skip
+    assert all(1 <= r.accept_length <= 3 and r.cpu_seconds > 0 for r in found)
+    written = [suite.result_file(name, 0).stat().st_mtime_ns for name in names]
+    assert run_all(suite, names, range(1), jobs=2) == found
+    assert [suite.result_file(name, 0).stat().st_mtime_ns for name in names] == written
+    # A changed configuration is run again; one that fails is named, with its log, and the other's result stays.
+    path = suite.configs / "large.yaml"
+    path.write_text(path.read_text().replace("max_steps: 4", "max_steps: 4\n  lr: .inf"))
+    with pytest.raises(InputError):
+        suite.finished(names, range(1))
+    path.write_text(path.read_text().replace("lr: .inf", "lr: 1.0e+30"))
+    assert suite.finished(names, range(1)) == found[:1]
+    with pytest.raises(InputError, match=r"1 of 2 runs failed: large \(seed 0, see .*large-seed0.log\)"):
+        run_all(suite, names, range(1), jobs=2)
+    assert (
+        "is not finite" in suite.log_file("large", 0).read_text()
+        or "the loss is" in suite.log_file("large", 0).read_text()
+    )
+    assert suite.finished(names, range(1)) == found[:1]
+    # A result of another version, and other data: not finished.
+    path = suite.result_file("small", 0)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "median": 2}))
+    assert suite.finished(names, range(1)) == []
+    path.write_text(json.dumps(dataclasses.asdict(found[0])))
+    assert suite.finished(names, range(1)) == found[:1]
+    suite.paths.heldout.write_text(suite.paths.train.read_text())
+    assert suite.finished(names, range(1)) == []

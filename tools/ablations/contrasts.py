@@ -1,0 +1,108 @@
+"""Which configurations are compared, and what the paper found for the same contrast.
+
+Every configuration is a file of trainer/configs/ablations/, called by its name without ".yaml".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Published:
+    """Acceptance lengths of the paper at speculation length 5. printed: its own percentage, where the lengths are
+    rounded too far to give it.
+    """
+
+    benchmark: str
+    accept_length: float
+    reference: float
+    printed: float | None = None
+
+    @property
+    def percent(self) -> float:
+        return 100 * (self.accept_length / self.reference - 1) if self.printed is None else self.printed
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """row against reference, in one section of the report. text: what row has and reference has not.
+
+    promise: a sentence of this project's aims that the contrast helps to decide, and expects: the result that bears it
+    out ("not more" and "not less" allow a tie); both empty where nothing was promised.
+    """
+
+    section: str
+    row: str
+    reference: str
+    text: str
+    published: tuple[Published, ...] = ()
+    expects: Literal["", "more", "not more", "not less", "same"] = ""
+    promise: str = ""
+
+
+DESIGNS = "Hidden state of mask rows (paper: Table 3, GPT-OSS 20B, 4 layers)"
+LAYERS = "Layers (paper: Table 4, LLaMA 3.1 8B)"
+EMBEDDING = "Embedding (paper: Table 5, LLaMA 3.1 8B, 1 layer)"
+DEPTHS = "Trained depths (paper: Table 6, LLaMA 3.1 8B, 1 layer)"
+CONTEXT = "Context length (paper: Table 8, LLaMA 3.1 8B, 1 layer, 512 against 2048 tokens)"
+SAMPLING = "Conditional drop (1 layer)"
+LOSS = "Loss (1 layer)"
+SAME = "Two ways to the same head (1 layer)"
+
+SHARED = "the shared hidden state beats or ties its four alternatives"
+DEEPER = "4 layers beat 2 beat 1"
+TRAINABLE = "a trainable embedding beats a frozen one"
+UNCHANGED = "with r_min, packing and streaming on and off the head is the same within noise"
+
+CONTRASTS = (
+    Contrast(
+        DESIGNS, "design-depth-embedding", "layers-4", "plus a depth embedding",
+        (Published("HumanEval", 2.85, 3.16),), expects="not more", promise=SHARED,
+    ),
+    Contrast(
+        DESIGNS, "design-projected-ntp-depth-embedding", "layers-4", "plus projected NTP state and depth embedding",
+        (Published("HumanEval", 2.68, 3.16),), expects="not more", promise=SHARED,
+    ),
+    Contrast(
+        DESIGNS, "design-projected-ntp", "layers-4", "plus the projected NTP state",
+        (Published("HumanEval", 2.81, 3.16),), expects="not more", promise=SHARED,
+    ),
+    Contrast(
+        DESIGNS, "design-regularised-ntp", "layers-4", "plus the projected NTP state, scaled and with dropout",
+        (Published("HumanEval", 2.94, 3.16),), expects="not more", promise=SHARED,
+    ),
+    Contrast(
+        LAYERS, "layers-2", "layers-1", "2 layers instead of 1",
+        (Published("HumanEval", 3.58, 2.69), Published("MT-Bench", 2.76, 2.41)), expects="more", promise=DEEPER,
+    ),
+    Contrast(
+        LAYERS, "layers-4", "layers-2", "4 layers instead of 2",
+        (Published("HumanEval", 3.92, 3.58), Published("MT-Bench", 3.04, 2.76)), expects="more", promise=DEEPER,
+    ),
+    Contrast(
+        EMBEDDING, "layers-1", "embedding-frozen", "trainable instead of frozen",
+        (Published("HumanEval", 2.69, 2.56), Published("MT-Bench", 2.41, 2.29)), expects="more", promise=TRAINABLE,
+    ),
+    Contrast(
+        DEPTHS, "layers-1", "k-train-5", "K = 8 in training instead of 5",
+        (Published("HumanEval", 2.51, 2.41), Published("MT-Bench", 2.26, 2.20)),
+    ),
+    Contrast(
+        CONTEXT, "layers-1", "context-96", "documents of 192 tokens instead of 96",
+        (Published("HumanEval", 2.56, 2.51), Published("MT-Bench", 2.29, 2.26)),
+    ),
+    Contrast(SAMPLING, "retention-0.5", "layers-1", "r = 0.5 instead of 0.8"),
+    Contrast(SAMPLING, "retention-1.0", "layers-1", "r = 1 instead of 0.8"),
+    Contrast(LOSS, "loss-ce", "layers-1", "cross entropy instead of KL"),
+    Contrast(LOSS, "depth-weights", "layers-1", "depth d weighs 0.8^d instead of 1"),
+    Contrast(SAME, "retention-min-0.2", "layers-1", "r_min = 0.2 instead of 0", expects="same", promise=UNCHANGED),
+    Contrast(SAME, "unpacked", "layers-1", "rows of one document instead of four", expects="same", promise=UNCHANGED),
+    Contrast(SAME, "stream", "layers-1", "mode stream instead of flat", expects="same", promise=UNCHANGED),
+)  # fmt: skip
+
+
+def configurations(contrasts: tuple[Contrast, ...] = CONTRASTS) -> list[str]:
+    """Every name that a contrast needs, references first within each, in the order of the report."""
+    return list(dict.fromkeys(name for c in contrasts for name in (c.reference, c.row)))

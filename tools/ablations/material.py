@@ -1,0 +1,55 @@
+"""What all ablations share: the demo's target, its generations as data, and more held-out prompts than the demo has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.demo.corpus import heldout_prompts, load_tokenizer
+from tools.demo.head import HeadRecipe, build_generations, continue_greedily
+from tools.demo.target import build_target
+from trainer.atomic import new_directory
+
+HELDOUT_PROMPTS = 96
+
+
+@dataclass(frozen=True)
+class Paths:
+    """target: a directory; train, heldout: .jsonl files."""
+
+    target: Path
+    train: Path
+    heldout: Path
+
+    def overrides(self) -> list[str]:
+        return [f"target={self.target}", f"data.train={self.train}", f"data.heldout={self.heldout}"]
+
+    def digest(self) -> str:
+        """Tells whether a result belongs to this target and this data."""
+        digest = hashlib.sha256()
+        for path in (*sorted(self.target.glob("*.safetensors")), self.train, self.heldout):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()[:16]
+
+
+def build_paths(demo: Path, directory: Path) -> Paths:
+    """Make what is not there yet: target and training data under `demo`, held-out text under `directory`."""
+    target, train = build_target(demo), build_generations(demo) / "train.jsonl"
+    return Paths(target, train, build_heldout(demo, directory) / "heldout.jsonl")
+
+
+def build_heldout(demo: Path, directory: Path) -> Path:
+    """directory/heldout/heldout.jsonl: HELDOUT_PROMPTS held-out prompts with the target's greedy continuations."""
+    from transformers import LlamaForCausalLM
+
+    path = directory / "heldout"
+    if path.is_dir():
+        return path
+    target = LlamaForCausalLM.from_pretrained(build_target(demo)).eval()
+    starts = heldout_prompts(demo, HELDOUT_PROMPTS)
+    documents = continue_greedily(target, starts, HeadRecipe(), load_tokenizer(demo).eos_token_id)
+    with new_directory(path) as partial:
+        (partial / "heldout.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
+    return path
