@@ -13,6 +13,7 @@ from tiny import VOCAB
 from tiny import tiny_target as make_target
 
 from peagle_core.errors import InputError
+from tools.ablations.__main__ import main
 from tools.ablations.contrasts import CONTRASTS, Contrast, Published, configurations
 from tools.ablations.document import write_document
 from tools.ablations.material import Paths
@@ -131,6 +132,18 @@ def test_the_page_says_what_the_results_say(tmp_path):
     assert "| 4 layers beat 2 beat 1 | NO |" in worse
     assert "the head is the same within noise | NO |" in worse
     assert worse.count("NOT as in the paper") == 2
+
+
+def test_the_command_lists_its_runs_and_makes_nothing(tmp_path, capsys):
+    places = ["--demo", str(tmp_path / "demo"), "--dir", str(tmp_path / "ablations")]
+    assert main([*places, "--dry-run", "--seeds", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * len(configurations()) and lines[0] == "layers-4, seed 0: to run"
+    assert not list(tmp_path.iterdir())
+    assert main([*places, "--only", "layers-3"]) == 2
+    assert "no ablation 'layers-3'; there are layers-4, " in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*places, "--jobs", "0"])
 
 
 @pytest.fixture

@@ -42,16 +42,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, names: list[str], known: list[str]) -> int:
     from tools.ablations.document import write_document
-    from tools.ablations.material import build_paths
+    from tools.ablations.material import build_material, paths_of
     from tools.ablations.schedule import Suite, run_all, trials
 
     seeds = range(options.seeds)
-    suite = Suite(options.dir, build_paths(options.demo, options.dir))
+    suite = Suite(options.dir, paths_of(options.demo, options.dir))
     if options.dry_run:
         done = {(result.name, result.seed) for result in suite.finished(names, seeds)}
         for name, seed in trials(names, seeds):
             print(f"{name}, seed {seed}: {'finished' if (name, seed) in done else 'to run'}")
         return 0
+    build_material(options.demo, options.dir)
     run_all(suite, names, seeds, options.jobs)
     results = suite.finished(known, range(max(SEEDS, options.seeds)))
     complete = len(results) == len(known) * max(SEEDS, options.seeds)
@@ -59,13 +60,19 @@ def _run(options: argparse.Namespace, names: list[str], known: list[str]) -> int
     return 0
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a positive number was expected, found {text!r}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.ablations", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="configurations to run (all)")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"seeds 0 to N-1 ({SEEDS})")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (2)")
+    parser.add_argument("--seeds", type=_positive, default=SEEDS, help=f"seeds 0 to N-1 ({SEEDS})")
+    parser.add_argument("--jobs", type=_positive, default=2, help="runs at a time (2)")
     parser.add_argument("--dry-run", action="store_true", help="list the runs, no more")
     parser.add_argument(
         "--demo", type=Path, default=Path("build/demo"), help="where target and data are or go (build/demo)"

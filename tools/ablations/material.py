@@ -23,6 +23,9 @@ class Paths:
     train: Path
     heldout: Path
 
+    def exist(self) -> bool:
+        return self.target.is_dir() and self.train.is_file() and self.heldout.is_file()
+
     def overrides(self) -> list[str]:
         return [f"target={self.target}", f"data.train={self.train}", f"data.heldout={self.heldout}"]
 
@@ -34,10 +37,16 @@ class Paths:
         return digest.hexdigest()[:16]
 
 
-def build_paths(demo: Path, directory: Path) -> Paths:
+def paths_of(demo: Path, directory: Path) -> Paths:
+    """Where everything is, or will be."""
+    return Paths(demo / "target", demo / "generations" / "train.jsonl", directory / "heldout" / "heldout.jsonl")
+
+
+def build_material(demo: Path, directory: Path) -> None:
     """Make what is not there yet: target and training data under `demo`, held-out text under `directory`."""
-    target, train = build_target(demo), build_generations(demo) / "train.jsonl"
-    return Paths(target, train, build_heldout(demo, directory) / "heldout.jsonl")
+    build_target(demo)
+    build_generations(demo)
+    build_heldout(demo, directory)
 
 
 def build_heldout(demo: Path, directory: Path) -> Path:

@@ -44,6 +44,8 @@ class Suite:
 
     def finished(self, names: list[str], seeds: range) -> list[Result]:
         """The results that belong to the present configurations, target and data."""
+        if not self.paths.exist():
+            return []
         digest, found = self.paths.digest(), []
         for name, seed in trials(names, seeds):
             result = read_result(self.result_file(name, seed))
