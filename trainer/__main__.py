@@ -5,6 +5,7 @@
     python -m trainer train --config run.yaml optim.lr=1e-4 drafter.num_hidden_layers=2
     python -m trainer train --config run.yaml --resume
     python -m trainer train --config trainer/configs/recipes/qwen3-8b.yaml --dry-run
+    torchrun --nproc-per-node 8 -m trainer train --config run.yaml
     python -m trainer eval  --config runs/Llama-3.1-8B-Instruct-peagle/run.yaml eval.num_draft_tokens=[5]
 
 Every setting is a key of the configuration; a commented one is trainer/configs/example.yaml.
@@ -13,11 +14,14 @@ Every setting is a key of the configuration; a commented one is trainer/configs/
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
 
 from peagle_core.errors import InputError
+
+PARALLEL_VERBS = ("train", "eval")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,25 +31,43 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := [text for text in more if text.startswith("-")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     options.overrides += more  # argparse takes them in one place only; here they may follow an option
+    if os.environ.get("RANK", "0") != "0":
+        os.environ["TQDM_DISABLE"] = "1"  # one progress bar, that of the first process
     # Imported late, for torch takes seconds to load and --help should not.
+    from trainer import distributed
     from trainer.config import ConfigError
 
     try:
-        return _run(options)
+        with distributed.process_group():
+            try:
+                return _run(options)
+            except (InputError, OSError) as error:
+                raise distributed.send_error(error) from None
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(error)
         return 2 if isinstance(error, ConfigError) else 1
     except OSError as error:  # a full disk, a place one may not write to
-        print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
+        _say(error, f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
+def _say(error: Exception, words: str = "") -> None:
+    from trainer import distributed
+
+    if distributed.is_main() or not distributed.known_to_all(error):
+        print(f"error: {words or error}", file=sys.stderr)
+
+
 def _run(options: argparse.Namespace) -> int:
+    from trainer import distributed
+    from trainer.config import ConfigError
     from trainer.load_config import load_config
 
+    if distributed.size() > 1 and options.verb not in PARALLEL_VERBS:
+        raise ConfigError(f"{options.verb} is for one process; only {' and '.join(PARALLEL_VERBS)} take torchrun")
     if options.verb == "train" and options.dry_run:
         from trainer.dry_run import dry_run
 

@@ -24,6 +24,7 @@ class RunConfig(Section):
 
     mode auto: flat where it fits the memory, else stream (`trainer.plan`); attention auto: triton on CUDA, else sdpa.
     num_segments belongs to partition, chunk_rows (elements) and memory_budget_gib (of activations) to stream.
+    parallel: of several processes; auto: ddp where target and drafter fit one GPU, else fsdp (`trainer.parallel`).
     """
 
     target: str
@@ -41,6 +42,7 @@ class RunConfig(Section):
     chunk_rows: int | None = Field(default=None, ge=1)
     memory_budget_gib: float | None = Field(default=None, gt=0)
     activation_checkpointing: bool = False
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     target_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     head_dtype: Literal["float32", "bfloat16"] = "bfloat16"

@@ -64,19 +64,29 @@ class TargetSize:
 def dry_run(config: RunConfig) -> None:
     """Print the report. Raises InputError, one sentence, where a size does not fit or no config can be had."""
     target = meta_target(config)
+    shape, size = drafter_shape(config, target), target_size(config, target)
+    with FakeTensorMode():
+        report(config, target, shape, size, fake_drafter(config, shape))
+
+
+def drafter_shape(config: RunConfig, target: PreTrainedModel) -> PEagleConfig:
+    """Of the drafter that a run would train, its mask token aside. Raises InputError where a size does not fit."""
     table, head = embedding(target), target_head(target)
     wanted = config.drafter.mask_token_id
     shape = drafter_config(config, target.config, table.shape[0] - 1 if wanted is None else wanted, table.shape[0])
     check_widths(table, head, shape)
     if head.shape[0] != table.shape[0]:
         raise InputError(f"the target's embedding has {table.shape[0]} rows and its output head {head.shape[0]}")
-    size = target_size(config, target)
-    with FakeTensorMode():
-        # Scaled rotary embeddings may look at values; the type changes no size.
-        drafter = PEagleDrafter(shape.replace(rope_parameters={"rope_type": "default", "rope_theta": 10000.0}))
-        drafter.embed_tokens.requires_grad_(config.drafter.train_embedding)
-        drafter.lm_head.requires_grad_(config.drafter.train_lm_head)
-        report(config, target, shape, size, drafter)
+    return shape
+
+
+def fake_drafter(config: RunConfig, shape: PEagleConfig) -> PEagleDrafter:
+    """To be called, and used, in a FakeTensorMode."""
+    # Scaled rotary embeddings may look at values; the type changes no size.
+    drafter = PEagleDrafter(shape.replace(rope_parameters={"rope_type": "default", "rope_theta": 10000.0}))
+    drafter.embed_tokens.requires_grad_(config.drafter.train_embedding)
+    drafter.lm_head.requires_grad_(config.drafter.train_lm_head)
+    return drafter
 
 
 def meta_target(config: RunConfig) -> PreTrainedModel:

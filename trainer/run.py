@@ -19,6 +19,7 @@ from peagle_core.checkpoint import load_drafter, save_drafter
 from peagle_core.config_formats import config_record
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
+from trainer import distributed
 from trainer.checkpoints import is_checkpoint, load_checkpoint, load_trained, newest_checkpoint
 from trainer.config import ConfigError, RunConfig
 from trainer.data.packing import PackedRow, pack
@@ -26,10 +27,12 @@ from trainer.evaluate import Evaluation, evaluate, prompts_of
 from trainer.loop import new_state, train
 from trainer.material import Material, load_material
 from trainer.new_drafter import new_drafter
+from trainer.parallel import settle_parallel
 from trainer.plan import settle
 from trainer.progress import Progress
 from trainer.records import data_summary, write_record
 from trainer.states.in_process import InProcessStates
+from trainer.target import weight_bytes
 
 
 def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
@@ -38,28 +41,31 @@ def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
     Raises ConfigError when output_dir holds a run already and `resume` is off.
     """
     checkpoints = config.output / "checkpoints"
-    newest = newest_checkpoint(checkpoints)
+    newest = distributed.from_main(newest_checkpoint(checkpoints))
     if newest and not resume:
         raise ConfigError(f"{newest} exists; add --resume to continue it, or choose another output_dir")
+    asked, config = config, settle_parallel(config)
     material = load_material(config)
     rows = pack(material.train, config.data.row_length)
     drafter = new_drafter(config, material.target, material.mask_token_id, material.train)
-    config = settle(config, drafter, sum(p.nbytes for p in material.target.parameters()))
+    config = settle(config, drafter, weight_bytes(material.target))
     states = _states(material, drafter)
     state = new_state(config, drafter, len(rows))
     contract = make_contract(config, drafter, rows)
-    torch.manual_seed(config.seed)  # one hidden-state design has dropout
+    distributed.check_same(contract, "the drafter, the settings or the data")
+    distributed.check_shared(config.output)
     if newest:
         load_checkpoint(newest, state, contract)
         print(f"resumed at step {state.step} from {newest}")
     resolved = config.drafter.model_copy(update={"mask_token_id": material.mask_token_id})
-    config.model_copy(update={"drafter": resolved}).save(config.output / "run.yaml")
+    if distributed.is_main():
+        config.model_copy(update={"drafter": resolved, "parallel": asked.parallel}).save(config.output / "run.yaml")
     write_record(config.output / "data.json", data_summary(config, material, len(rows)))
     parameters = sum(p.numel() for p in drafter.parameters() if p.requires_grad)
     print(
         f"drafter: {drafter.config.num_hidden_layers} layers, K = {drafter.config.num_depths}, "
         f"{parameters / 1e6:.1f}M trained parameters, mask token {material.mask_token_id}; "
-        f"{len(rows)} rows, {state.total_steps} steps on {config.device}"
+        f"{len(rows)} rows, {state.total_steps} steps on {config.device}{_processes(config)}"
     )
     progress = Progress(config.output / "tensorboard", state.total_steps, state.step, config.log_every)
     try:
@@ -70,7 +76,10 @@ def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
         print(f"{stopped.name}: stopped after step {state.step} of {state.total_steps}; continue with --resume")
         return stopped
     if drafter.config.hidden_state_design == "shared":
-        save_drafter(drafter, config.output / "head", getattr(torch, config.head_dtype))
+        with state.weights.whole():
+            if distributed.is_main():
+                save_drafter(drafter, config.output / "head", getattr(torch, config.head_dtype))
+        distributed.barrier()
     else:
         print(f"hidden_state_design {drafter.config.hidden_state_design} is for research: no head, only checkpoints")
     _evaluate_saved(config, material, _saved(config), config.output / "metrics.json", state.step)
@@ -90,6 +99,13 @@ def _saved(config: RunConfig) -> Path:
     if newest is None:
         raise InputError(f"{config.output / 'checkpoints'}: no checkpoint to measure")
     return newest
+
+
+def _processes(config: RunConfig) -> str:
+    if distributed.size() == 1:
+        return ""
+    idle = " (fewer rows than processes: some are idle)" if config.optim.rows_per_step < distributed.size() else ""
+    return f", {distributed.size()} processes ({config.parallel}), {config.optim.rows_per_step} rows a step{idle}"
 
 
 def make_contract(config: RunConfig, drafter: PEagleDrafter, rows: Sequence[PackedRow]) -> dict[str, Any]:

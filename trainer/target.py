@@ -11,18 +11,30 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from peagle_core.errors import InputError
 from trainer.config import RunConfig
+from trainer.distributed import size
+from trainer.sharded_target import load_sharded
+from trainer.weights import local
 
 
 def load_target(config: RunConfig) -> PreTrainedModel:
-    """The frozen target on the run's device. dtype "auto": float32 on a CPU, as stored elsewhere."""
+    """The frozen target on the run's device, sharded under `parallel: fsdp`.
+
+    target_dtype "auto": float32 on a CPU, as stored elsewhere.
+    """
+    device = torch.device(config.device)
+    if config.parallel == "fsdp" and size() > 1:
+        return load_sharded(lambda: _load(config), device)
+    return _load(config).requires_grad_(False).eval().to(device)
+
+
+def _load(config: RunConfig) -> PreTrainedModel:
     dtype = config.target_dtype
     if dtype == "auto" and config.device == "cpu":
         dtype = "float32"
     try:
-        model = AutoModelForCausalLM.from_pretrained(config.target, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(config.target, dtype=dtype)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"target {config.target!r} cannot be loaded ({first_line(error)})") from None
-    return model.requires_grad_(False).eval().to(torch.device(config.device))
 
 
 def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase | None:
@@ -40,6 +52,11 @@ def embedding(target: PreTrainedModel) -> Tensor:
     weight = target.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
     return weight.detach()
+
+
+def weight_bytes(target: PreTrainedModel) -> int:
+    """In this process."""
+    return sum(local(p).nbytes for p in target.parameters())
 
 
 def first_line(error: Exception) -> str:

@@ -162,6 +162,16 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:200])
 
 
+def tensors_of(run):
+    (path,) = (run / "checkpoints/step-00000002").glob("*.safetensors")
+    return path
+
+
+def spoil_header(path):
+    """The same size, so that only reading it tells."""
+    path.write_bytes(b"\xff" * 16 + path.read_bytes()[16:])
+
+
 def without_tensor(head):
     from safetensors.torch import load_file, save_file
 
@@ -200,7 +210,9 @@ def test_eval_of_a_damaged_head(finished, target_dir, data_file, tmp_path, capsy
         (lambda run: shutil.rmtree(run / "checkpoints"), "no checkpoint to export"),
         (lambda run: (run / "checkpoints/step-00000002/state.json").unlink(), "cannot be read"),
         (lambda run: cut(run / "checkpoints/step-00000002/state.json"), "step-00000002: the checkpoint cannot be read"),
-        (lambda run: cut(run / "checkpoints/step-00000002/drafter.safetensors"), "drafter.safetensors: cannot be read"),
+        (lambda run: cut(tensors_of(run)), "safetensors: has 200 bytes"),
+        (lambda run: tensors_of(run).unlink(), "safetensors: is missing"),
+        (lambda run: spoil_header(tensors_of(run)), "step-00000002: cannot be read"),
         (lambda run: cut(run / "metrics.json"), "metrics.json: not valid JSON"),
         (lambda run: (run / "exported").mkdir(), "exported: exists already"),
     ],
