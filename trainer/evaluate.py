@@ -55,6 +55,24 @@ class Evaluation:
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
+    def lines(self) -> list[str]:
+        """What people read, a line for the text and one for each K."""
+        found = []
+        if self.loss is not None:
+            by_depth = ", ".join(f"{100 * a:.1f}" for a in self.accuracy_per_depth)
+            found.append(
+                f"held-out text: loss {self.loss:.3f}, accuracy by depth {by_depth} %, "
+                f"expected acceptance length {self.expected_accept_length:.2f} (teacher-forced)"
+            )
+        for a in self.acceptance:
+            positions = ", ".join(f"{100 * p:.0f}" for p in a.accept_per_position)
+            error = "" if a.standard_error is None else f" +- {a.standard_error:.2f}"
+            found.append(
+                f"drafter loop, K = {a.num_draft_tokens}: acceptance length {a.accept_length:.2f}{error} "
+                f"over {a.prompts} prompts, {a.new_tokens} tokens; accepted by position {positions} %"
+            )
+        return found
+
 
 @torch.no_grad()
 def evaluate(

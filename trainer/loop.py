@@ -8,7 +8,7 @@ from where the row stands in the stream. So neither accumulation nor the number 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +60,11 @@ def train(
     progress: Progress,
     checkpoints: Path,
     contract: dict[str, object],
+    evaluate: Callable[[int], None] | None = None,
 ) -> signal.Signals | None:
     """Run the remaining steps, updating `state`. Returns the signal that stopped it early, None when it finished.
+
+    evaluate: called with the step every config.eval.every steps but the last; it must leave `state` alone.
 
     Checkpoints go to `checkpoints` every config.checkpoint_every steps, at the end, and on SIGINT or SIGTERM (whichever
     process gets it) after the step under way. Raises InputError when the loss, the gradient or, before a checkpoint, a
@@ -77,6 +80,8 @@ def train(
                 peak = max(used for _, used in notes)
                 progress.step(state.step, metrics, norm, state.learning_rate, state.tokens, peak)
                 state.guard.add(metrics.loss)
+            if evaluate and _is_due(config, state) and not stop:
+                evaluate(state.step)
             if state.step % config.checkpoint_every == 0 or state.step == state.total_steps or stop:
                 _check_weights(state)
                 save_checkpoint(checkpoints, state, contract)
@@ -86,6 +91,11 @@ def train(
                     f"({state.guard.now:.3g} after {state.guard.best:.3g}); {REMEDY}"
                 )
     return stop if state.step < state.total_steps else None
+
+
+def _is_due(config: RunConfig, state: TrainState) -> bool:
+    every = config.eval.every
+    return every is not None and state.step % every == 0 and state.step < state.total_steps
 
 
 def train_step(

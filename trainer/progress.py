@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from peagle_core.metrics import DraftMetrics
 from trainer.distributed import is_main
+from trainer.evaluate import Evaluation
 
 
 class Progress:
@@ -48,6 +49,23 @@ class Progress:
             "memory/peak_gib": peak / 2**30,
             **{f"train/accuracy_depth_{d}": a for d, a in enumerate(seen.accuracy)},
         }
+        self._write(scalars, step)
+
+    def evaluation(self, step: int, result: Evaluation, seconds: float = 0.0) -> None:
+        """The numbers of an evaluation that took so long: none of its time counts as training."""
+        scalars = {f"eval/accuracy_depth_{d}": a for d, a in enumerate(result.accuracy_per_depth)}
+        if result.loss is not None and result.expected_accept_length is not None:
+            scalars |= {"eval/loss": result.loss, "eval/expected_accept_length": result.expected_accept_length}
+        scalars |= {f"eval/accept_length_k{a.num_draft_tokens}": a.accept_length for a in result.acceptance}
+        self._write(scalars, step)
+        then, tokens, step_then = self.since
+        self.since = then + seconds, tokens, step_then
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self.bar.write(text)
+
+    def _write(self, scalars: dict[str, float], step: int) -> None:
         if self.writer is not None:
             for name, value in scalars.items():
                 self.writer.add_scalar(name, value, step)

@@ -28,6 +28,7 @@ from trainer.loop import new_state, train
 from trainer.material import Material, load_material
 from trainer.new_drafter import new_drafter
 from trainer.parallel import settle_parallel
+from trainer.periodic_evaluation import PeriodicEvaluation
 from trainer.plan import settle
 from trainer.progress import Progress
 from trainer.records import data_summary, write_record
@@ -69,20 +70,24 @@ def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
     )
     progress = Progress(config.output / "tensorboard", state.total_steps, state.step, config.log_every)
     try:
-        stopped = train(config, state, rows, states, progress, checkpoints, contract)
+        evaluation = PeriodicEvaluation(config, material, state, states, progress)
+        stopped = train(config, state, rows, states, progress, checkpoints, contract, evaluation)
+        progress.bar.close()
+        if stopped:
+            print(f"{stopped.name}: stopped after step {state.step} of {state.total_steps}; continue with --resume")
+            return stopped
+        if drafter.config.hidden_state_design == "shared":
+            with state.weights.whole():
+                if distributed.is_main():
+                    save_drafter(drafter, config.output / "head", getattr(torch, config.head_dtype))
+            distributed.barrier()
+        else:
+            design = drafter.config.hidden_state_design
+            print(f"hidden_state_design {design} is for research: no head, only checkpoints")
+        result = _evaluate_saved(config, material, _saved(config), config.output / "metrics.json", state.step)
+        progress.evaluation(state.step, result)
     finally:
         progress.close()
-    if stopped:
-        print(f"{stopped.name}: stopped after step {state.step} of {state.total_steps}; continue with --resume")
-        return stopped
-    if drafter.config.hidden_state_design == "shared":
-        with state.weights.whole():
-            if distributed.is_main():
-                save_drafter(drafter, config.output / "head", getattr(torch, config.head_dtype))
-        distributed.barrier()
-    else:
-        print(f"hidden_state_design {drafter.config.hidden_state_design} is for research: no head, only checkpoints")
-    _evaluate_saved(config, material, _saved(config), config.output / "metrics.json", state.step)
     return None
 
 
@@ -154,24 +159,9 @@ def _evaluate_saved(
         material.eos_token_id,
     )
     write_record(report, {"head": str(head), "target": config.target, "step": step, **result.to_dict()})
-    _print(result, report)
+    print("\n".join([*result.lines(), f"written: {report}"]))
     return result
 
 
 def _hidden_size(target: PreTrainedModel) -> int:
     return target.config.get_text_config().hidden_size
-
-
-def _print(result: Evaluation, report: Path) -> None:
-    if result.loss is not None:
-        by_depth = ", ".join(f"{100 * a:.1f}" for a in result.accuracy_per_depth)
-        print(f"held-out text: loss {result.loss:.3f}, accuracy by depth {by_depth} %")
-        print(f"held-out text: expected acceptance length {result.expected_accept_length:.2f} (teacher-forced)")
-    for a in result.acceptance:
-        positions = ", ".join(f"{100 * p:.0f}" for p in a.accept_per_position)
-        error = "" if a.standard_error is None else f" +- {a.standard_error:.2f}"
-        print(
-            f"drafter loop, K = {a.num_draft_tokens}: acceptance length {a.accept_length:.2f}{error} "
-            f"over {a.prompts} prompts, {a.new_tokens} tokens; accepted by position {positions} %"
-        )
-    print(f"written: {report}")

@@ -131,11 +131,15 @@ class LossConfig(Section):
 
 
 class EvalConfig(Section):
-    """The drafter loop on held-out prompts.
+    """The drafter loop on held-out prompts, and accuracies on held-out text: after training, and every `every` steps.
 
     prompt_tokens: how much of a running text is taken as its prompt; documents with an answer have their own.
+    every_prompts, every_rows: what the evaluations before the last are content with, the first so many of each.
     """
 
+    every: int | None = Field(default=None, ge=1)
+    every_prompts: int = Field(default=8, ge=0)
+    every_rows: int = Field(default=16, ge=0)
     num_prompts: int = Field(default=32, ge=0)
     prompt_tokens: int = Field(default=64, ge=1)
     max_new_tokens: int = Field(default=128, ge=2)
