@@ -31,6 +31,8 @@ from trainer.run import run_train
 from trainer.states.in_process import InProcessStates
 
 FROZEN = ("drafter.train_lm_head=false", "drafter.train_embedding=false")
+# A run that is measured at step 2, where the weights are sharded, and at step 4.
+MEASURED = ("optim.rows_per_step=3", "eval.every=2", "eval.every_prompts=1")
 # Rows a step, and what else is set. Of 1 row one process has none; row 2 charges nothing.
 STEPS: dict[str, tuple[str, ...]] = {
     "flat, 3 rows": ("optim.rows_per_step=3",),
@@ -96,7 +98,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def stopped_and_resumed(target: Path, data: Path, directory: Path) -> dict[str, Any]:
     """A sharded run that one process is told to stop after step 3; then a replicated one that goes on."""
-    config = options(target, data, directory / "run", "optim.rows_per_step=3", "parallel=fsdp")
+    config = options(target, data, directory / "run", *MEASURED, "parallel=fsdp")
     step = loop.train_step
 
     def step_and_signal(config: RunConfig, state: Any, *rest: Any) -> Any:

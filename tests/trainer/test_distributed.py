@@ -15,6 +15,7 @@ import distributed_jobs as jobs
 import pytest
 import torch
 from distributed_jobs import STEPS, options, take_steps
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from peagle_core.checkpoint import load_drafter
 from trainer.__main__ import main
@@ -97,7 +98,7 @@ def test_one_process_is_told_to_stop_and_all_stop_at_its_step(place, two):
 def straight(target_dir, data_file, tmp_path_factory) -> Path:
     """The run of one process that nothing disturbs."""
     run = tmp_path_factory.mktemp("straight") / "run"
-    assert run_train(options(target_dir, data_file, run, "optim.rows_per_step=3")) is None
+    assert run_train(options(target_dir, data_file, run, *jobs.MEASURED)) is None
     return run
 
 
@@ -114,6 +115,21 @@ def test_a_sharded_run_goes_on_replicated_and_ends_as_one_process_does(place, st
     assert records[0]["acceptance"] == records[1]["acceptance"]
     assert records[0]["loss"] == pytest.approx(records[1]["loss"], rel=1e-4)
     assert records[0]["step"] == records[1]["step"] == 6
+
+
+def test_what_is_measured_on_the_way_is_what_one_process_measures(place, straight):
+    both, one = (evaluations(run) for run in (place / "run", straight))
+    assert both.keys() == one.keys() and {"eval/loss", "eval/accept_length_k3"} < one.keys()
+    for tag, values in one.items():
+        assert [step for step, _ in values] == [2, 4, 6]
+        assert both[tag] == [(step, pytest.approx(value, rel=1e-3)) for step, value in values], tag
+
+
+def evaluations(run: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("eval/")]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
 def test_a_sharded_run_goes_on_in_one_process(place, straight, target_dir, data_file, tmp_path):

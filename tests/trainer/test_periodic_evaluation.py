@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import run_options
 
-from trainer.checkpoints import newest_checkpoint
+from trainer.checkpoints import newest_checkpoint, tensor_files
 from trainer.load_config import load_config
 from trainer.run import run_train
 
@@ -28,17 +29,18 @@ def scalars(config):
 # Dropout is what draws random numbers besides the elements.
 @pytest.mark.parametrize("design", ["shared", "regularised_ntp"])
 def test_it_changes_no_bit_of_the_run(options, tmp_path, design):
-    files = []
+    tensors, records = [], []
     for name, every in (("without", "null"), ("with", "1")):
         settings = [f"output_dir={tmp_path / name}", f"eval.every={every}", f"drafter.hidden_state_design={design}"]
         config = load_config(None, [*options, *settings])
         run_train(config)
         checkpoint = newest_checkpoint(config.output / "checkpoints")
-        files.append({path.name: path.read_bytes() for path in checkpoint.iterdir()})
-    assert files[0].keys() == files[1].keys() and len(files[0]) == 4
-    for name in files[0]:
-        assert files[0][name] == files[1][name], name
-    assert load_file(checkpoint / "drafter.safetensors")
+        tensors.append({k: t for path in tensor_files(checkpoint) for k, t in load_file(path).items()})
+        records.append((checkpoint / "state.json").read_text())
+    assert records[0] == records[1]
+    assert tensors[0].keys() == tensors[1].keys() and {"fc.weight", "fc.weight:exp_avg"} < tensors[0].keys()
+    for name in tensors[0]:
+        assert torch.equal(tensors[0][name], tensors[1][name]), name
 
 
 def test_tensorboard_and_the_terminal_have_its_numbers(options, capfd):
