@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from peagle_core.attention import BACKENDS
 from peagle_core.errors import InputError
 from peagle_core.training import MODES
+from trainer.algorithm import fill_in, misfits
 from trainer.sections import DataConfig, DrafterConfig, EvalConfig, LossConfig, OptimConfig, Section
 
 
@@ -20,8 +21,9 @@ class ConfigError(InputError):
 
 
 class RunConfig(Section):
-    """One training run. output_dir None means runs/<name of the target>-peagle.
+    """One training run. output_dir None means runs/<name of the target>-<algorithm>.
 
+    algorithm eagle3: the autoregressive baseline, with defaults of its own (`trainer.algorithm`).
     mode auto: flat where it fits the memory, else stream (`trainer.plan`); attention auto: triton on CUDA, else sdpa.
     num_segments belongs to partition, chunk_rows (elements) and memory_budget_gib (of activations) to stream.
     parallel: of several processes; auto: ddp where target and drafter fit one GPU, else fsdp (`trainer.parallel`).
@@ -29,7 +31,7 @@ class RunConfig(Section):
 
     target: str
     data: DataConfig
-    algorithm: Literal["peagle"] = "peagle"
+    algorithm: Literal["peagle", "eagle3"] = "peagle"
     output_dir: Path | None = None
     seed: int = Field(default=0, ge=0)
     drafter: DrafterConfig = DrafterConfig()
@@ -49,6 +51,11 @@ class RunConfig(Section):
     device: str = "auto"
     log_every: int = Field(default=10, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_algorithm(cls, raw: Any) -> Any:
+        return fill_in(raw)
 
     @field_validator("mode")
     @classmethod
@@ -81,6 +88,12 @@ class RunConfig(Section):
             raise ValueError(f"loss.depth_weights has {len(weights)} values for {self.drafter.num_depths} depths")
         if weights is not None and any(w < 0 for w in weights):
             raise ValueError(f"loss.depth_weights must not be negative, found {list(weights)}")
+        return self
+
+    @model_validator(mode="after")
+    def _eagle3_is_what_engines_serve(self) -> RunConfig:
+        if self.algorithm == "eagle3" and (wrong := list(misfits(self.drafter, self.mode))):
+            raise ValueError(f"algorithm eagle3 goes with {'; '.join(wrong)}")
         return self
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from peagle_core.cod import sample_elements
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
 from peagle_core.metrics import DraftMetrics
-from peagle_core.training import Batch, charged_elements, loss_and_backward
+from peagle_core.training import Batch, charged_elements, step_of
 from trainer import distributed
 from trainer.checkpoints import TrainState, save_checkpoint
 from trainer.config import RunConfig
@@ -161,7 +161,7 @@ def _backward(
     weights = config.loss.depth_weights
     torch.manual_seed(work.seed)  # dropout, in the one hidden-state design that has it
     with torch.autocast(work.batch.aux.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        return loss_and_backward(
+        return step_of(drafter)(
             drafter,
             work.batch,
             work.elements,

@@ -20,12 +20,12 @@ HELDOUT_EVERY, HELDOUT_MOST = 50, 64
 
 @dataclass(frozen=True)
 class Material:
-    """mask_token_id: resolved; eos_token_id: None when the target has no end token."""
+    """mask_token_id: resolved, None for EAGLE-3; eos_token_id: None when the target has no end token."""
 
     target: PreTrainedModel
     train: Sequence[Document]
     heldout: Sequence[Document]
-    mask_token_id: int
+    mask_token_id: int | None
     eos_token_id: int | None
 
     @property
@@ -38,11 +38,13 @@ def load_material(config: RunConfig) -> Material:
     tokenizer = load_tokenizer(config)
     target = load_target(config)
     vocab = len(embedding(target))
-    mask_token_id = resolve_mask_token_id(config.drafter.mask_token_id, tokenizer, vocab)
+    mask_token_id = None
+    if config.algorithm == "peagle":
+        mask_token_id = resolve_mask_token_id(config.drafter.mask_token_id, tokenizer, vocab)
 
     def read(sources: tuple[str, ...]) -> Sequence[Document]:
         documents = _documents(sources, tokenizer, vocab, config.data.max_length)
-        if _occurs(mask_token_id, documents):
+        if mask_token_id is not None and _occurs(mask_token_id, documents):
             raise ConfigError(f"drafter.mask_token_id {mask_token_id} occurs in {', '.join(sources)}")
         return documents
 

@@ -26,8 +26,11 @@ ROPE_KEYS = (
 )  # fmt: skip
 
 
-def drafter_config(config: RunConfig, target_config: Any, mask_token_id: int, vocab_size: int) -> PEagleConfig:
-    """The drafter's config from the run's and the target's (a transformers config). Raises InputError, one sentence."""
+def drafter_config(config: RunConfig, target_config: Any, mask_token_id: int | None, vocab_size: int) -> PEagleConfig:
+    """The drafter's config from the run's and the target's (a transformers config). Raises InputError, one sentence.
+
+    mask_token_id: None for EAGLE-3.
+    """
     text, wanted = target_config.get_text_config(), config.drafter
     heads = wanted.num_attention_heads or text.num_attention_heads
     shape = PEagleConfig(
@@ -56,7 +59,7 @@ def drafter_config(config: RunConfig, target_config: Any, mask_token_id: int, vo
 
 
 def new_drafter(
-    config: RunConfig, target: PreTrainedModel, mask_token_id: int, documents: Sequence[Document]
+    config: RunConfig, target: PreTrainedModel, mask_token_id: int | None, documents: Sequence[Document]
 ) -> PEagleDrafter:
     """fp32, on the target's device. documents: the training data, counted when draft_vocab_size is smaller than V."""
     table, head = embedding(target), target_head(target)

@@ -65,7 +65,7 @@ def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
     parameters = sum(p.numel() for p in drafter.parameters() if p.requires_grad)
     print(
         f"drafter: {drafter.config.num_hidden_layers} layers, K = {drafter.config.num_depths}, "
-        f"{parameters / 1e6:.1f}M trained parameters, mask token {material.mask_token_id}; "
+        f"{parameters / 1e6:.1f}M trained parameters, {_mask(material)}; "
         f"{len(rows)} rows, {state.total_steps} steps on {config.device}{_processes(config)}"
     )
     progress = Progress(config.output / "tensorboard", state.total_steps, state.step, config.log_every)
@@ -116,6 +116,7 @@ def _processes(config: RunConfig) -> str:
 def make_contract(config: RunConfig, drafter: PEagleDrafter, rows: Sequence[PackedRow]) -> dict[str, Any]:
     """What a checkpoint's numbers mean: the drafter, the draw of elements, the data and its order."""
     return {
+        "algorithm": config.algorithm,
         "drafter": config_record(drafter.config, "float32"),
         "draft vocabulary": _digest([drafter.d2t]),
         "retention": config.drafter.retention,
@@ -161,6 +162,10 @@ def _evaluate_saved(
     write_record(report, {"head": str(head), "target": config.target, "step": step, **result.to_dict()})
     print("\n".join([*result.lines(), f"written: {report}"]))
     return result
+
+
+def _mask(material: Material) -> str:
+    return "no mask token (EAGLE-3)" if material.mask_token_id is None else f"mask token {material.mask_token_id}"
 
 
 def _hidden_size(target: PreTrainedModel) -> int:

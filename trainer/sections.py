@@ -65,6 +65,7 @@ class DrafterConfig(Section):
     mask_token_id None: see `trainer.mask_token`. draft_vocab_size: the most frequent generated tokens of the data.
     aux_layer_ids: "state entering layer k" of the target; None is [2, n//2, n-3]. hidden_state_design: P-EAGLE's
     "shared" or one of the paper's rejected ones (`peagle_core.hidden_state_designs`), which are never exported.
+    EAGLE-3 has other defaults and less choice, see `trainer.algorithm`.
     """
 
     num_hidden_layers: int = Field(default=4, ge=1)
@@ -124,7 +125,7 @@ class OptimConfig(Section):
 
 
 class LossConfig(Section):
-    """depth_weights: one weight per depth 0..K-1; None weighs every charged element alike."""
+    """depth_weights: one weight per depth 0..K-1; None weighs every charged element alike, for EAGLE-3 0.8^depth."""
 
     kind: Literal["kl", "ce"] = "kl"
     depth_weights: tuple[float, ...] | None = None

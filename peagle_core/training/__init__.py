@@ -9,6 +9,8 @@ EAGLE-3 heads, which draft in turn, have a step of their own with the same argum
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from peagle_core.drafter import PEagleDrafter
@@ -39,6 +41,7 @@ __all__ = [
     "forward_elements",
     "loss_and_backward",
     "loss_and_backward_in_turn",
+    "step_of",
     "stream_bytes",
 ]
 
@@ -121,6 +124,11 @@ def loss_and_backward_in_turn(
     )
     in_turn(step, settled_chunk_rows(step, chunk_rows, memory_budget) if mode == "stream" else None)
     return _counts(step)
+
+
+def step_of(drafter: PEagleDrafter) -> Callable[..., DraftMetrics]:
+    """The step that trains this kind of head; both take the same arguments, but for what Algorithm 1 needs."""
+    return loss_and_backward_in_turn if drafter.config.in_turn else loss_and_backward
 
 
 def _check_mode(mode: str, modes: tuple[str, ...]) -> None:
