@@ -40,6 +40,7 @@ class PEagleConfig:
     hidden_size is the drafter's width H, target_hidden_size the target's H_t (fc maps 3*H_t -> H).
     aux_layer_ids follow vLLM: id k is the state *entering* target layer k; None (a head that does not say) means the
     target's default, see `aux_layer_ids_for`. num_depths is K, the number of tokens the head was trained to draft.
+    mask_token_id None: an EAGLE-3 head, which drafts one token after the other and has no mask rows.
     """
 
     vocab_size: int
@@ -48,7 +49,7 @@ class PEagleConfig:
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
-    mask_token_id: int
+    mask_token_id: int | None
     aux_layer_ids: tuple[int, ...] | None = None
     num_depths: int | None = None
     # None only as an argument: vocab_size, hidden_size and hidden_size / num_attention_heads stand in.
@@ -102,10 +103,9 @@ class PEagleConfig:
     def _validate(self) -> None:
         if self.num_depths is not None and (not isinstance(self.num_depths, int) or self.num_depths < 1):
             raise InputError(f"num_depths (K) must be at least 1, found {self.num_depths!r}")
-        if not isinstance(self.mask_token_id, int) or not 0 <= self.mask_token_id < self.vocab_size:
-            raise InputError(
-                f"mask token id {self.mask_token_id!r} is outside the vocabulary (0..{self.vocab_size - 1})"
-            )
+        mask = self.mask_token_id
+        if mask is not None and (not isinstance(mask, int) or not 0 <= mask < self.vocab_size):
+            raise InputError(f"mask token id {mask!r} is outside the vocabulary (0..{self.vocab_size - 1})")
         if self.draft_vocab_size > self.vocab_size:
             raise InputError(f"draft_vocab_size {self.draft_vocab_size} exceeds vocab_size {self.vocab_size}")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -122,6 +122,8 @@ class PEagleConfig:
         if self.hidden_state_design not in HIDDEN_STATE_DESIGNS:
             names = ", ".join(HIDDEN_STATE_DESIGNS)
             raise InputError(f"unknown hidden_state_design {self.hidden_state_design!r}; choose from {names}")
+        if self.in_turn and self.hidden_state_design != "shared":
+            raise InputError(f"hidden_state_design {self.hidden_state_design!r} is for mask rows; EAGLE-3 has none")
         ids = self.aux_layer_ids
         if ids is None:
             return
@@ -155,6 +157,11 @@ class PEagleConfig:
                 f"{max(MIN_TARGET_LAYERS, ids[-1] + 1)}"
             )
         return ids
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether it drafts one token after the other, as EAGLE-3 does, instead of all in one pass."""
+        return self.mask_token_id is None
 
     @property
     def fused_size(self) -> int:

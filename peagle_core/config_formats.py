@@ -1,7 +1,8 @@
 """config.json <-> PEagleConfig: the flat format vLLM loads (ours, AWS's, NeMo's) and speculators' nested one.
 
 The keys and their defaults are those listed in docs/checkpoint.md. Every spelling is resolved here, once, so that
-no engine falls back to a default of its own without a word.
+no engine falls back to a default of its own without a word. A flat config with `parallel_drafting` false is an EAGLE-3
+head's: no mask token, and aux layer ids in two conventions, each where its engine looks first.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ ARCHITECTURE = "LlamaForCausalLMEagle3"
 QK_NORM_ARCHITECTURE = "Eagle3Qwen3ForCausalLM"
 # NeMo keeps the target's model_type, but its one class has no q/k norms.
 NEMO_ARCHITECTURE = "LlamaEagle3DraftModel"
+AUX_IDS_KEY = "eagle_aux_hidden_state_layer_ids"
 # speculators' own default, written where a head does not say K.
 DEFAULT_SPECULATIVE_TOKENS = 5
 
@@ -101,7 +103,9 @@ def _optional(raw: dict[str, Any], key: str) -> Any:
     return raw.get(key)
 
 
-def _mask_token_id(raw: dict[str, Any]) -> int:
+def _mask_token_id(raw: dict[str, Any]) -> int | None:
+    if raw.get("parallel_drafting") is False:
+        return None
     candidates = [_object(raw, "dflash_config").get("mask_token_id"), *(raw.get(key) for key in MASK_ID_KEYS)]
     found = [value for value in candidates if value is not None]
     if not found:
@@ -112,8 +116,7 @@ def _mask_token_id(raw: dict[str, Any]) -> int:
 
 
 def _aux_layer_ids(raw: dict[str, Any], eagle: dict[str, Any]) -> Any:
-    key = "eagle_aux_hidden_state_layer_ids"
-    return eagle.get(key) if raw.get(key) is None else raw[key]
+    return eagle.get(AUX_IDS_KEY) if raw.get(AUX_IDS_KEY) is None else raw[AUX_IDS_KEY]
 
 
 def _qk_norm(raw: dict[str, Any], layer: dict[str, Any]) -> bool:
@@ -153,6 +156,11 @@ def refuse_experiments(config: PEagleConfig) -> None:
         )
 
 
+def sglang_aux_layer_ids(aux_layer_ids: tuple[int, ...]) -> list[int]:
+    """vLLM's "state entering layer k" -> SGLang's "output of layer k - 1", which it captures as layer id + 1."""
+    return [k - 1 for k in aux_layer_ids]
+
+
 def flat_config_dict(config: PEagleConfig, dtype: str = "bfloat16") -> dict[str, Any]:
     """The flat config.json that vLLM and SGLang load; `num_depths` is ours and both ignore it."""
     refuse_experiments(config)
@@ -161,9 +169,6 @@ def flat_config_dict(config: PEagleConfig, dtype: str = "bfloat16") -> dict[str,
 
 def config_record(config: PEagleConfig, dtype: str) -> dict[str, Any]:
     """The flat keys of any drafter, experiments included: how training checkpoints say what they are."""
-    eagle: dict[str, Any] = {"use_aux_hidden_state": True}
-    if config.aux_layer_ids is not None:
-        eagle["eagle_aux_hidden_state_layer_ids"] = list(config.aux_layer_ids)
     return {
         "architectures": [QK_NORM_ARCHITECTURE if config.qk_norm else ARCHITECTURE],
         **_layer_dict(config),
@@ -176,19 +181,38 @@ def config_record(config: PEagleConfig, dtype: str) -> dict[str, Any]:
         "fc_norm": config.fc_norm,
         "qk_norm": config.qk_norm,
         "num_depths": config.num_depths,
-        "mask_token_id": config.mask_token_id,
-        "ptd_token_id": config.mask_token_id,
         "target_name_or_path": config.target,
-        "eagle_config": eagle,
+        **(_in_turn_keys(config) if config.in_turn else _parallel_keys(config)),
         **({} if config.hidden_state_design == "shared" else {"hidden_state_design": config.hidden_state_design}),
     }
+
+
+def _parallel_keys(config: PEagleConfig) -> dict[str, Any]:
+    eagle: dict[str, Any] = {"use_aux_hidden_state": True}
+    if config.aux_layer_ids is not None:
+        eagle[AUX_IDS_KEY] = list(config.aux_layer_ids)
+    return {"mask_token_id": config.mask_token_id, "ptd_token_id": config.mask_token_id, "eagle_config": eagle}
+
+
+def _in_turn_keys(config: PEagleConfig) -> dict[str, Any]:
+    """vLLM takes the ids at the top before the nested ones; SGLang's EAGLE3 knows only the latter."""
+    keys: dict[str, Any] = {"parallel_drafting": False, "eagle_config": {"use_aux_hidden_state": True}}
+    if config.aux_layer_ids is not None:
+        keys[AUX_IDS_KEY] = list(config.aux_layer_ids)
+        keys["eagle_config"][AUX_IDS_KEY] = sglang_aux_layer_ids(config.aux_layer_ids)
+    return keys
 
 
 def speculators_config_dict(
     config: PEagleConfig, dtype: str = "bfloat16", target_architectures: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """speculators' nested config.json. Without a K, its own default stands in, for vLLM demands one."""
+    """speculators' nested config.json. Without a K, its own default stands in, for vLLM demands one.
+
+    Raises InputError for an EAGLE-3 head: only P-EAGLE heads are written in this format.
+    """
     refuse_experiments(config)
+    if config.in_turn:
+        raise InputError("an EAGLE-3 head is written in the flat format only, not in speculators'")
     ids = config.aux_layer_ids
     tokens = config.num_depths or DEFAULT_SPECULATIVE_TOKENS
     return {

@@ -91,9 +91,13 @@ class Layer(nn.Module):
 
 
 class PEagleDrafter(nn.Module):
-    """Named as in the checkpoint: fc, mask_hidden [1,1,3H_t], embed_tokens, layers.*, norm, lm_head; buffer d2t."""
+    """Named as in the checkpoint: fc, mask_hidden [1,1,3H_t], embed_tokens, layers.*, norm, lm_head; buffer d2t.
+
+    An EAGLE-3 head (config.in_turn) has no mask_hidden; the rest is the same.
+    """
 
     d2t: Tensor
+    mask_hidden: nn.Parameter | None
 
     def __init__(self, config: PEagleConfig) -> None:
         super().__init__()
@@ -105,7 +109,7 @@ class PEagleDrafter(nn.Module):
         if config.fc_norm:
             self.fc_norm = nn.ModuleList(nn.RMSNorm(config.target_hidden_size, eps) for _ in range(3))
         self.fc = nn.Linear(config.fused_size, config.hidden_size, bias=False)
-        self.mask_hidden = nn.Parameter(torch.randn(1, 1, config.fused_size))
+        self.mask_hidden = None if config.in_turn else nn.Parameter(torch.randn(1, 1, config.fused_size))
         self.layers = nn.ModuleList(Layer(config, fused=i == 0) for i in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
@@ -130,10 +134,14 @@ class PEagleDrafter(nn.Module):
 
         token_ids: int64[S] input tokens of the real slots; aux: [S, 3H_t] their states; is_mask: bool[N];
         source: int64[N] index into the S slots. Returns two [N, H]. Only a hidden-state design other than P-EAGLE's
-        reads the source of a mask row, its anchor, and depth: int64[N]; without depth it adds nothing.
+        reads the source of a mask row, its anchor, and depth: int64[N]; without depth it adds nothing. Of an EAGLE-3
+        head all rows must be real.
         """
+        mask_token_id = self.config.mask_token_id
+        if self.mask_hidden is None or mask_token_id is None:
+            return self.embed_tokens(token_ids[source]), self.fuse(aux)[source]
         num_slots = token_ids.shape[0]
-        mask_id = token_ids.new_full((1,), self.config.mask_token_id)
+        mask_id = token_ids.new_full((1,), mask_token_id)
         row = torch.where(is_mask, num_slots, source)
         # Projected together, so that mask_hidden takes the path of every real state (norms included).
         fused = self.fuse(torch.cat([aux, self.mask_hidden.view(1, -1).to(aux.dtype)]))

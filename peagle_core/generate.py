@@ -111,14 +111,18 @@ def speculate(
     temperature: float = 0.0,
     eos_token_id: int | None = None,
     generator: torch.Generator | None = None,
-    in_turn: bool = False,
+    in_turn: bool | None = None,
 ) -> Speculation:
     """Generate from one prompt with speculation; the output is the target's own (greedy, or its distribution).
 
     input_ids: int64[n], n >= 1; num_draft_tokens: K >= 1. Stops after max_new_tokens or with the end token. Drafts are
-    the drafter's argmax at any temperature. in_turn: as EAGLE-3 drafts, see `draft_in_turn`. Raises InputError on an
-    empty prompt, on K < 1 and on a target without the drafter's aux layers.
+    the drafter's argmax at any temperature. in_turn: as EAGLE-3 drafts, see `draft_in_turn`; default: as the head was
+    made. Raises InputError on an empty prompt, on K < 1, on a target without the drafter's aux layers, and where an
+    EAGLE-3 head is to draft in parallel.
     """
+    in_turn = drafter.config.in_turn if in_turn is None else in_turn
+    if drafter.config.in_turn and not in_turn:
+        raise InputError("an EAGLE-3 head has no mask rows, so it cannot draft in parallel")
     if num_draft_tokens < 1:
         raise InputError(f"num_draft_tokens (K) must be at least 1, found {num_draft_tokens}")
     if not len(input_ids):

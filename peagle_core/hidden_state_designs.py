@@ -68,7 +68,7 @@ class RegularisedNtp(ProjectedNtp):
 
     def __init__(self, config: PEagleConfig) -> None:
         super().__init__(config)
-        self.alpha = nn.Parameter(torch.tensor(ALPHA))
+        self.alpha = nn.Parameter(torch.tensor([ALPHA]))  # no scalar: those cannot be sharded
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, anchor_fused: Tensor, depth: Tensor) -> Tensor:

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from peagle_core.errors import InputError
-
-
-class Ends(Protocol):
-    """What is read of a target besides its states; a transformers causal LM has it."""
-
-    config: Any
-
-    def get_input_embeddings(self) -> nn.Module: ...
-
-    def get_output_embeddings(self) -> nn.Module: ...
 
 
 def pick_states(hidden_states: tuple[Tensor, ...], aux_layer_ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -40,7 +30,7 @@ def run_target(target: PreTrainedModel, input_ids: Tensor, aux_layer_ids: tuple[
     return output, aux
 
 
-def target_head(target: Ends) -> Tensor:
+def target_head(target: PreTrainedModel) -> Tensor:
     """[V, H_t]: the weight of the target's output head. Raises InputError where a distribution needs more than that."""
     head = target.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
@@ -48,6 +38,4 @@ def target_head(target: Ends) -> Tensor:
     config = target.config.get_text_config()
     if getattr(config, "final_logit_softcapping", None):
         raise InputError("the target caps its logits (final_logit_softcapping), which P-EAGLE training does not handle")
-    weight = head.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach()
+    return head.weight.detach()

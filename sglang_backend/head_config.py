@@ -12,7 +12,7 @@ import functools
 from pathlib import Path
 
 from peagle_core.config import PEagleConfig
-from peagle_core.config_formats import flat_config_dict, load_config_dict
+from peagle_core.config_formats import flat_config_dict, load_config_dict, sglang_aux_layer_ids
 from peagle_core.errors import InputError
 
 ARCHITECTURE = "PEagleForCausalLM"
@@ -35,12 +35,12 @@ def head_directory(path: str) -> Path:
 def check_head(algorithm: str | None, head: str | None, *_: object, **__: object) -> None:
     """BEFORE SGLang's first look at the drafter's config."""
     if algorithm is not None and algorithm.upper() == "PEAGLE" and head is not None:
-        PEagleConfig.from_pretrained(head_directory(head))
-
-
-def sglang_aux_layer_ids(aux_layer_ids: tuple[int, ...]) -> list[int]:
-    """vLLM's "state entering layer k" -> SGLang's "output of layer k - 1", which it captures as layer id + 1."""
-    return [k - 1 for k in aux_layer_ids]
+        config = PEagleConfig.from_pretrained(head_directory(head))
+        if config.in_turn:
+            raise InputError(
+                f"{head}: is an EAGLE-3 head (parallel_drafting is false): serve it with "
+                "--speculative-algorithm EAGLE3 --speculative-eagle-topk 1"
+            )
 
 
 def load_nested_config(get_config, model: str, *args, **kwargs):

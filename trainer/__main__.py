@@ -1,12 +1,11 @@
-"""python -m trainer {prepare,extract,train,eval,export}: train a P-EAGLE drafter for a target, measure it, save it.
+"""python -m trainer {prepare,train,eval,export}: train a P-EAGLE drafter for a target, measure it, save it.
 
     python -m trainer prepare target=meta-llama/Llama-3.1-8B-Instruct data.train=answers.jsonl --to tokens
-    python -m trainer extract --config run.yaml --to states
     python -m trainer train target=meta-llama/Llama-3.1-8B-Instruct data.train=answers.jsonl
-    python -m trainer train --config run.yaml states.source=cache states.directory=states
     python -m trainer train --config run.yaml optim.lr=1e-4 drafter.num_hidden_layers=2
     python -m trainer train --config run.yaml --resume
     python -m trainer train --config trainer/configs/recipes/qwen3-8b.yaml --dry-run
+    torchrun --nproc-per-node 8 -m trainer train --config run.yaml
     python -m trainer eval  --config runs/Llama-3.1-8B-Instruct-peagle/run.yaml eval.num_draft_tokens=[5]
 
 Every setting is a key of the configuration; a commented one is trainer/configs/example.yaml.
@@ -15,11 +14,14 @@ Every setting is a key of the configuration; a commented one is trainer/configs/
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from pathlib import Path
 
 from peagle_core.errors import InputError
+
+PARALLEL_VERBS = ("train", "eval")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,25 +31,43 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := [text for text in more if text.startswith("-")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     options.overrides += more  # argparse takes them in one place only; here they may follow an option
+    if os.environ.get("RANK", "0") != "0":
+        os.environ["TQDM_DISABLE"] = "1"  # one progress bar, that of the first process
     # Imported late, for torch takes seconds to load and --help should not.
+    from trainer import distributed
     from trainer.config import ConfigError
 
     try:
-        return _run(options)
+        with distributed.process_group():
+            try:
+                return _run(options)
+            except (InputError, OSError) as error:
+                raise distributed.send_error(error) from None
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(error)
         return 2 if isinstance(error, ConfigError) else 1
     except OSError as error:  # a full disk, a place one may not write to
-        print(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
+        _say(error, f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
+def _say(error: Exception, words: str = "") -> None:
+    from trainer import distributed
+
+    if distributed.is_main() or not distributed.known_to_all(error):
+        print(f"error: {words or error}", file=sys.stderr)
+
+
 def _run(options: argparse.Namespace) -> int:
+    from trainer import distributed
+    from trainer.config import ConfigError
     from trainer.load_config import load_config
 
+    if distributed.size() > 1 and options.verb not in PARALLEL_VERBS:
+        raise ConfigError(f"{options.verb} is for one process; only {' and '.join(PARALLEL_VERBS)} take torchrun")
     if options.verb == "train" and options.dry_run:
         from trainer.dry_run import dry_run
 
@@ -58,11 +78,6 @@ def _run(options: argparse.Namespace) -> int:
         from trainer.prepare import run_prepare
 
         run_prepare(config, options.to)
-        return 0
-    if options.verb == "extract":
-        from trainer.extract import run_extract
-
-        run_extract(config, options.to, options.yes)
         return 0
     from trainer import run
 
@@ -82,15 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{prepare,extract,train,eval,export}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{prepare,train,eval,export}")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", type=Path, help="YAML file; without it only the overrides count")
     common.add_argument("overrides", nargs="*", metavar="key=value", help="for example optim.lr=1e-4 (values are YAML)")
     prepare = verbs.add_parser("prepare", parents=[common], help="tokenise data.train once, into a directory of shards")
     prepare.add_argument("--to", type=Path, help="directory to write (default: output_dir/data)")
-    extract = verbs.add_parser("extract", parents=[common], help="the target's hidden states of all data, to disk")
-    extract.add_argument("--to", type=Path, help="directory to write (default: states.directory)")
-    extract.add_argument("--yes", action="store_true", help="do not ask, however much it takes on the disk")
     train = verbs.add_parser("train", parents=[common], help="train a drafter, save output_dir/head and measure it")
     train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in output_dir")
     train.add_argument("--dry-run", action="store_true", help="check all sizes and estimate memory and time, no more")

@@ -16,23 +16,37 @@ PARTIAL_SUFFIX = ".partial"
 
 @contextmanager
 def new_directory(path: str | Path) -> Iterator[Path]:
-    """Yield an empty directory that becomes `path` when the block ends without an error.
-
-    A crash leaves at most `<path>.partial` and `<path>.old.partial`, which the next attempt removes. An existing `path`
-    is replaced whole.
-    """
+    """Yield an empty directory that becomes `path` when the block ends without an error; see the two steps below."""
     path = Path(path)
-    partial, old = (path.with_name(path.name + suffix) for suffix in (PARTIAL_SUFFIX, ".old" + PARTIAL_SUFFIX))
-    for leftover in (partial, old):
+    partial = start_directory(path)
+    yield partial
+    replace_directory(partial, path)
+
+
+def start_directory(path: Path) -> Path:
+    """An empty directory to fill, which `replace_directory` makes `path`.
+
+    A crash leaves at most `<path>.partial` and `<path>.old.partial`, which the next attempt removes.
+    """
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    for leftover in (partial, _old(path)):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
-    yield partial
+    return partial
+
+
+def replace_directory(partial: Path, path: Path) -> None:
+    """Flush everything in `partial` and give it its name; an existing `path` is replaced whole."""
     _flush_all(partial)
     if path.exists():
-        os.rename(path, old)
+        os.rename(path, _old(path))
     os.rename(partial, path)
     _flush(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(_old(path), ignore_errors=True)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(path.name + ".old" + PARTIAL_SUFFIX)
 
 
 @contextmanager
@@ -60,32 +74,18 @@ def fresh_directory(path: Path) -> Iterator[Path]:
     _flush(path.parent)
 
 
-@contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` for a file that becomes `path`, whole, when the block ends without an error.
-
-    A killed process leaves `.<name>.partial-<process id>`; an error leaves nothing.
-    """
+def replace_file(path: Path, data: bytes) -> None:
+    """Write `path` whole. A killed process leaves `.<name>.partial-<process id>` beside it; an error leaves nothing."""
     partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}-{os.getpid()}")
     try:
-        yield partial
-        _flush(partial)
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write `path` whole, as `new_file` does."""
-    with new_file(path) as partial:
-        partial.write_bytes(data)
-
-
-def remove_leftovers(directory: Path) -> None:
-    """What killed processes left of `new_file` in a directory that nobody else is writing to."""
-    for leftover in directory.glob(f".*{PARTIAL_SUFFIX}-*"):
-        leftover.unlink(missing_ok=True)
 
 
 def finish_directory(partial: Path, path: Path) -> None:

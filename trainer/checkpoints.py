@@ -1,48 +1,54 @@
 """Training checkpoints: resume continues bit for bit, or refuses.
 
-A checkpoint is a directory step-<n> with drafter.safetensors (fp32 weights), optimizer.safetensors (the moments by
-parameter name), rng.safetensors and state.json (schedule, position, contract); no pickle. It appears under its name
-only when complete. The contract says what the numbers mean (K, r, layers, mask id, data, ...): resuming under another
-one is refused.
+A checkpoint is a directory step-<n> with the fp32 weights and the optimizer's moments (trainer.tensor_files) and
+state.json (schedule, position, contract, the other files' sizes). Nothing is drawn from a running generator, so no
+random state is kept. It appears under its name only when complete, and is the same whatever number of processes wrote
+it or reads it. The contract says what the numbers mean (K, r, layers, mask id, data, ...): resuming under another one
+is refused.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from peagle_core.config_formats import config_from_dict
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
-from trainer.atomic import new_directory
+from trainer import distributed
+from trainer.atomic import replace_directory, start_directory
+from trainer.divergence import LossGuard
 from trainer.sampler import RowSampler
+from trainer.tensor_files import read_tensors, stored_tensors, write_tensors
+from trainer.weights import Weights
 
 KEEP = 2
 NAME = re.compile(r"step-(\d{8})")
+RECORD = "state.json"
+# "fc.weight" is a weight, "fc.weight:exp_avg" one of its moments.
+OF = ":"
 
 
 @dataclass
 class TrainState:
-    """Everything that changes during training. cod: the generator that draws elements; step: optimizer steps done;
-    tokens: seen since this process started.
+    """Everything that changes during training. weights: of the drafter, as they lie over the processes; step: optimizer
+    steps done; tokens: seen since this run of the command began, by all processes.
     """
 
     drafter: PEagleDrafter
+    weights: Weights
     optimizers: list[torch.optim.Optimizer]
     schedulers: list[LambdaLR]
     sampler: RowSampler
-    cod: torch.Generator
+    guard: LossGuard
     total_steps: int
     step: int = 0
     tokens: int = 0
@@ -59,23 +65,29 @@ class TrainState:
 
 def newest_checkpoint(directory: Path) -> Path | None:
     """The complete checkpoint with the most steps."""
-    found = [path for path in directory.glob("step-*") if NAME.fullmatch(path.name)]
-    return max(found, default=None)
+    return max(_checkpoints(directory), default=None)
 
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a directory is a training checkpoint (and not a head directory)."""
-    return (path / "state.json").is_file()
+    return (path / RECORD).is_file()
+
+
+def is_moment(name: str) -> bool:
+    """Whether a tensor of a checkpoint is the optimizer's (and not a weight)."""
+    return OF in name
 
 
 def save_checkpoint(directory: Path, state: TrainState, contract: dict[str, Any]) -> Path:
-    """Write directory/step-<n> and drop all but the newest KEEP."""
+    """Write directory/step-<n>, all processes together, and drop all but the newest KEEP.
+
+    While the loss climbs (trainer.divergence), the newest one from before that stays too.
+    """
     path = directory / f"step-{state.step:08d}"
     try:
-        with new_directory(path) as partial:
-            save_file(_cpu(state.drafter.state_dict()), partial / "drafter.safetensors")
-            save_file(_cpu(_moments(state)), partial / "optimizer.safetensors")
-            save_file(_rng(state), partial / "rng.safetensors")
+        partial = distributed.from_main(start_directory(path) if distributed.is_main() else path)
+        write_tensors(partial, {**state.drafter.state_dict(), **_moments(state)})
+        if distributed.is_main():
             schedules = [
                 {key: value for key, value in s.state_dict().items() if key != "lr_lambdas"} for s in state.schedulers
             ]
@@ -83,48 +95,61 @@ def save_checkpoint(directory: Path, state: TrainState, contract: dict[str, Any]
                 "step": state.step,
                 "sampler_position": state.sampler.position,
                 "schedules": schedules,
-                "python_random": random.getstate(),
+                "guard": asdict(state.guard),
                 "contract": contract,
+                "files": _sizes(partial),
             }
-            (partial / "state.json").write_text(json.dumps(record, indent=1))
-    except (OSError, SafetensorError) as error:
+            (partial / RECORD).write_text(json.dumps(record, indent=1))
+            replace_directory(partial, path)
+            found = sorted(_checkpoints(directory))
+            good = [p for p in found if int(p.name[-8:]) <= state.step - state.guard.climbing]
+            for old in {*found[:-KEEP]} - {*good[-1:]}:
+                shutil.rmtree(old)
+    except OSError as error:
         raise InputError(f"{path}: the checkpoint cannot be written ({error})") from None
-    for old in sorted(p for p in directory.glob("step-*") if NAME.fullmatch(p.name))[:-KEEP]:
-        shutil.rmtree(old)
+    distributed.barrier()
     return path
+
+
+def tensor_files(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint. Raises InputError unless all that were written are there in full: without
+    one, a tensor could have a hole.
+    """
+    there, written = _sizes(path), _read_record(path).get("files", {})
+    for name, size in written.items():
+        if there.get(name) != size:
+            found = f"has {there[name]} bytes" if name in there else "is missing"
+            raise InputError(f"{path / name}: {found}; {size} were written")
+    return [path / name for name in written]
 
 
 def load_checkpoint(path: Path, state: TrainState, contract: dict[str, Any]) -> None:
     """Put a freshly built state where the checkpoint left off. Raises InputError when the contract differs."""
     record = _read_record(path)
     check_contract(path, record["contract"], contract)
-    load_weights(path, state.drafter)
-    moments, rng = _read_file(path / "optimizer.safetensors"), _read_file(path / "rng.safetensors")
-    for name, parameter in state.drafter.named_parameters():
-        if parameter.requires_grad:
-            prefix = f"{name}:"
-            own = {key.removeprefix(prefix): t for key, t in moments.items() if key.startswith(prefix)}
-            # The step count stays on the CPU, where AdamW keeps it.
-            state.optimizer_state(parameter).update(
-                {key: t if key == "step" else t.to(parameter.device) for key, t in own.items()}
-            )
+    tensor_files(path)
+    tensors, parameters = dict(state.drafter.state_dict()), dict(state.drafter.named_parameters())
+    for name, (shape, dtype) in stored_tensors(path).items():
+        owner, _, key = name.partition(OF)
+        if key:
+            parameter = parameters[owner]
+            whole = shape == parameter.shape  # and not AdamW's count of steps, which stays on the CPU
+            moment = torch.zeros_like(parameter) if whole else torch.zeros(shape, dtype=dtype)
+            state.optimizer_state(parameter)[key] = tensors[name] = moment
+    read_tensors(path, tensors)
     for optimizer, scheduler, schedule in zip(state.optimizers, state.schedulers, record["schedules"], strict=True):
         scheduler.load_state_dict({**scheduler.state_dict(), **schedule})
         for group, lr in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
             group["lr"] = lr
     state.step = record["step"]
     state.sampler.position = record["sampler_position"]
-    version, values, gauss = record["python_random"]
-    random.setstate((version, tuple(values), gauss))
-    torch.set_rng_state(rng["torch"])
-    state.cod.set_state(rng["cod"])
-    if torch.cuda.is_available() and "cuda" in rng:
-        torch.cuda.set_rng_state(rng["cuda"])
+    state.guard = LossGuard(**record["guard"])
 
 
 def load_weights(path: Path, drafter: PEagleDrafter) -> None:
     """Only the drafter's weights."""
-    drafter.load_state_dict(_read_file(path / "drafter.safetensors"))
+    tensor_files(path)
+    read_tensors(path, dict(drafter.state_dict()))
 
 
 def load_trained(path: Path) -> PEagleDrafter:
@@ -155,35 +180,25 @@ def check_contract(path: Path, then: dict[str, Any], now: dict[str, Any]) -> Non
             )
 
 
+def _checkpoints(directory: Path) -> list[Path]:
+    return [path for path in directory.glob("step-*") if NAME.fullmatch(path.name)]
+
+
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        return json.loads((path / "state.json").read_text())
+        return json.loads((path / RECORD).read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: the checkpoint cannot be read ({error})") from None
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+def _sizes(directory: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in sorted(directory.glob("*.safetensors"))}
 
 
 def _moments(state: TrainState) -> dict[str, Tensor]:
     return {
-        f"{name}:{key}": value
+        f"{name}{OF}{key}": value
         for name, parameter in state.drafter.named_parameters()
         if parameter.requires_grad
         for key, value in state.optimizer_state(parameter).items()
     }
-
-
-def _rng(state: TrainState) -> dict[str, Tensor]:
-    rng = {"torch": torch.get_rng_state(), "cod": state.cod.get_state()}
-    if torch.cuda.is_available():
-        rng["cuda"] = torch.cuda.get_rng_state()
-    return rng
-
-
-def _cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -12,7 +12,8 @@ from pydantic import Field, field_validator, model_validator
 from peagle_core.attention import BACKENDS
 from peagle_core.errors import InputError
 from peagle_core.training import MODES
-from trainer.sections import DataConfig, DrafterConfig, EvalConfig, LossConfig, OptimConfig, Section, StatesConfig
+from trainer.algorithm import fill_in, misfits
+from trainer.sections import DataConfig, DrafterConfig, EvalConfig, LossConfig, OptimConfig, Section
 
 
 class ConfigError(InputError):
@@ -20,34 +21,41 @@ class ConfigError(InputError):
 
 
 class RunConfig(Section):
-    """One training run. output_dir None means runs/<name of the target>-peagle.
+    """One training run. output_dir None means runs/<name of the target>-<algorithm>.
 
+    algorithm eagle3: the autoregressive baseline, with defaults of its own (`trainer.algorithm`).
     mode auto: flat where it fits the memory, else stream (`trainer.plan`); attention auto: triton on CUDA, else sdpa.
     num_segments belongs to partition, chunk_rows (elements) and memory_budget_gib (of activations) to stream.
+    parallel: of several processes; auto: ddp where target and drafter fit one GPU, else fsdp (`trainer.parallel`).
     """
 
     target: str
     data: DataConfig
-    algorithm: Literal["peagle"] = "peagle"
+    algorithm: Literal["peagle", "eagle3"] = "peagle"
     output_dir: Path | None = None
     seed: int = Field(default=0, ge=0)
     drafter: DrafterConfig = DrafterConfig()
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
     eval: EvalConfig = EvalConfig()
-    states: StatesConfig = StatesConfig()
     mode: str = "auto"
     attention: str = "auto"
     num_segments: int | None = Field(default=None, ge=1)
     chunk_rows: int | None = Field(default=None, ge=1)
     memory_budget_gib: float | None = Field(default=None, gt=0)
     activation_checkpointing: bool = False
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     target_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     head_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     device: str = "auto"
     log_every: int = Field(default=10, ge=1)
     checkpoint_every: int = Field(default=500, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_algorithm(cls, raw: Any) -> Any:
+        return fill_in(raw)
 
     @field_validator("mode")
     @classmethod
@@ -80,6 +88,12 @@ class RunConfig(Section):
             raise ValueError(f"loss.depth_weights has {len(weights)} values for {self.drafter.num_depths} depths")
         if weights is not None and any(w < 0 for w in weights):
             raise ValueError(f"loss.depth_weights must not be negative, found {list(weights)}")
+        return self
+
+    @model_validator(mode="after")
+    def _eagle3_is_what_engines_serve(self) -> RunConfig:
+        if self.algorithm == "eagle3" and (wrong := list(misfits(self.drafter, self.mode))):
+            raise ValueError(f"algorithm eagle3 goes with {'; '.join(wrong)}")
         return self
 
     @model_validator(mode="after")
@@ -130,10 +144,6 @@ class RunConfig(Section):
     def output(self) -> Path:
         assert self.output_dir is not None
         return self.output_dir
-
-    @property
-    def states_directory(self) -> Path:
-        return self.states.directory or self.output / "states"
 
     def save(self, path: Path) -> None:
         """Write the resolved configuration as YAML that `load_config` takes again."""

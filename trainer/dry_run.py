@@ -64,19 +64,31 @@ class TargetSize:
 def dry_run(config: RunConfig) -> None:
     """Print the report. Raises InputError, one sentence, where a size does not fit or no config can be had."""
     target = meta_target(config)
+    shape, size = drafter_shape(config, target), target_size(config, target)
+    with FakeTensorMode():
+        report(config, target, shape, size, fake_drafter(config, shape))
+
+
+def drafter_shape(config: RunConfig, target: PreTrainedModel) -> PEagleConfig:
+    """Of the drafter that a run would train, its mask token aside. Raises InputError where a size does not fit."""
     table, head = embedding(target), target_head(target)
-    wanted = config.drafter.mask_token_id
-    shape = drafter_config(config, target.config, table.shape[0] - 1 if wanted is None else wanted, table.shape[0])
+    mask_token_id = config.drafter.mask_token_id
+    if mask_token_id is None and config.algorithm == "peagle":
+        mask_token_id = table.shape[0] - 1  # stands for the one that a run will choose
+    shape = drafter_config(config, target.config, mask_token_id, table.shape[0])
     check_widths(table, head, shape)
     if head.shape[0] != table.shape[0]:
         raise InputError(f"the target's embedding has {table.shape[0]} rows and its output head {head.shape[0]}")
-    size = target_size(config, target)
-    with FakeTensorMode():
-        # Scaled rotary embeddings may look at values; the type changes no size.
-        drafter = PEagleDrafter(shape.replace(rope_parameters={"rope_type": "default", "rope_theta": 10000.0}))
-        drafter.embed_tokens.requires_grad_(config.drafter.train_embedding)
-        drafter.lm_head.requires_grad_(config.drafter.train_lm_head)
-        report(config, target, shape, size, drafter)
+    return shape
+
+
+def fake_drafter(config: RunConfig, shape: PEagleConfig) -> PEagleDrafter:
+    """To be called, and used, in a FakeTensorMode."""
+    # Scaled rotary embeddings may look at values; the type changes no size.
+    drafter = PEagleDrafter(shape.replace(rope_parameters={"rope_type": "default", "rope_theta": 10000.0}))
+    drafter.embed_tokens.requires_grad_(config.drafter.train_embedding)
+    drafter.lm_head.requires_grad_(config.drafter.train_lm_head)
+    return drafter
 
 
 def meta_target(config: RunConfig) -> PreTrainedModel:
@@ -130,6 +142,7 @@ def report(
     trained = sum(p.numel() for p in drafter.parameters() if p.requires_grad)
     elements, tokens = num_elements(slots, config.drafter), config.optim.rows_per_step * slots
     mask = "chosen at run time" if config.drafter.mask_token_id is None else str(shape.mask_token_id)
+    mask = "none (EAGLE-3)" if shape.in_turn else mask
     print(
         f"target   {config.target}: {type(target).__name__}, {text.num_hidden_layers} layers, hidden "
         f"{text.hidden_size}, {size.parameters / 1e9:.2f}B parameters, {size.bytes / GIB:.1f} GiB in {size.dtype}"

@@ -13,11 +13,14 @@ from transformers import PreTrainedModel
 
 from peagle_core.cod import sample_elements
 from peagle_core.drafter import PEagleDrafter
-from peagle_core.generate import speculate
-from peagle_core.training import loss_and_backward
+from peagle_core.generate import Speculation, speculate
+from peagle_core.training import step_of
 from trainer.config import RunConfig
 from trainer.data.documents import Document
 from trainer.data.packing import PackedRow
+from trainer.distributed import merged, mine, sum_metrics
+from trainer.lockstep import apart
+from trainer.sampler import row_seeds
 from trainer.states.base import StateSource
 
 # Held-out elements are drawn alike in every evaluation, whatever the run's seed.
@@ -52,26 +55,39 @@ class Evaluation:
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
+    def lines(self) -> list[str]:
+        """What people read, a line for the text and one for each K."""
+        found = []
+        if self.loss is not None:
+            by_depth = ", ".join(f"{100 * a:.1f}" for a in self.accuracy_per_depth)
+            found.append(
+                f"held-out text: loss {self.loss:.3f}, accuracy by depth {by_depth} %, "
+                f"expected acceptance length {self.expected_accept_length:.2f} (teacher-forced)"
+            )
+        for a in self.acceptance:
+            positions = ", ".join(f"{100 * p:.0f}" for p in a.accept_per_position)
+            error = "" if a.standard_error is None else f" +- {a.standard_error:.2f}"
+            found.append(
+                f"drafter loop, K = {a.num_draft_tokens}: acceptance length {a.accept_length:.2f}{error} "
+                f"over {a.prompts} prompts, {a.new_tokens} tokens; accepted by position {positions} %"
+            )
+        return found
+
 
 @torch.no_grad()
 def evaluate(
     config: RunConfig,
-    target: PreTrainedModel | None,
+    target: PreTrainedModel,
     drafter: PEagleDrafter,
     states: StateSource,
     rows: Sequence[PackedRow],
     prompts: Sequence[Tensor],
     eos_token_id: int | None,
 ) -> Evaluation:
-    """rows: held-out, packed; prompts: int64[n] each. The drafter must be float32, on the target's device.
-
-    target None: no drafter loop.
-    """
+    """rows: held-out, packed; prompts: int64[n] each. The drafter must be float32, on the target's device."""
     forced = teacher_forced(config, drafter, states, rows)
-    acceptance = []
-    if target is not None and prompts:
-        for k in config.eval.num_draft_tokens:
-            acceptance.append(measure_acceptance(target, drafter, prompts, k, config.eval.max_new_tokens, eos_token_id))
+    ks = config.eval.num_draft_tokens if prompts else ()
+    acceptance = [measure_acceptance(target, drafter, prompts, k, config.eval.max_new_tokens, eos_token_id) for k in ks]
     if forced is None:
         return Evaluation(None, [], None, acceptance)
     return Evaluation(forced.loss, forced.accuracy, forced.expected_accept_length, acceptance)
@@ -81,23 +97,25 @@ def teacher_forced(config: RunConfig, drafter: PEagleDrafter, states: StateSourc
     """DraftMetrics over all rows with a fixed draw of elements, or None when there are no rows."""
     cod = config.drafter
     depths = drafter.config.num_depths or cod.num_depths
-    generator = torch.Generator().manual_seed(COD_SEED)
     total = None
-    for row in tqdm(rows, desc="held-out rows", unit="row", leave=False, disable=len(rows) < 2):
-        batch = states(row)
-        elements = sample_elements(row.loss_mask, row.doc_ids, depths, cod.retention, cod.retention_min, generator)
-        elements = elements.to(states.head.device)
-        counts = loss_and_backward(
-            drafter,
-            batch,
-            elements,
-            "stream" if config.mode == "stream" else "flat",
-            target_head=states.head,
-            loss=config.loss.kind,
-            attention=config.attention_backend,
-        )
-        total = counts if total is None else total + counts
-    return total
+    with apart():
+        for i in tqdm(mine(rows), desc="held-out rows", unit="row", leave=False, disable=len(rows) < 2):
+            row = rows[i]
+            batch = states(row)
+            generator = torch.Generator().manual_seed(row_seeds(COD_SEED, i)[0])
+            elements = sample_elements(row.loss_mask, row.doc_ids, depths, cod.retention, cod.retention_min, generator)
+            elements = elements.to(states.head.device)
+            counts = step_of(drafter)(
+                drafter,
+                batch,
+                elements,
+                "stream" if config.mode == "stream" else "flat",
+                target_head=states.head,
+                loss=config.loss.kind,
+                attention=config.attention_backend,
+            )
+            total = counts if total is None else total + counts
+    return sum_metrics(total)
 
 
 def measure_acceptance(
@@ -109,14 +127,16 @@ def measure_acceptance(
     eos_token_id: int | None = None,
 ) -> Acceptance:
     """Greedy `peagle_core.generate.speculate` on every prompt; steps of all prompts weigh alike."""
-    lengths: list[int] = []
-    per_prompt: list[tuple[int, int]] = []
-    new_tokens = 0
-    for prompt in tqdm(prompts, desc=f"drafting, K={num_draft_tokens}", unit="prompt", leave=False):
-        result = speculate(target, drafter, prompt, num_draft_tokens, max_new_tokens, eos_token_id=eos_token_id)
-        lengths += result.accept_lengths
-        per_prompt.append((len(result.accept_lengths), sum(result.accept_lengths)))
-        new_tokens += len(result.output_ids)
+    done: dict[int, Speculation] = {}
+    with apart():
+        for i in tqdm(mine(prompts), desc=f"drafting, K={num_draft_tokens}", unit="prompt", leave=False):
+            done[i] = speculate(
+                target, drafter, prompts[i], num_draft_tokens, max_new_tokens, eos_token_id=eos_token_id
+            )
+    results = merged(done)
+    lengths = [length for result in results for length in result.accept_lengths]
+    per_prompt = [(len(result.accept_lengths), sum(result.accept_lengths)) for result in results]
+    new_tokens = sum(len(result.output_ids) for result in results)
     steps = max(1, len(lengths))
     return Acceptance(
         num_draft_tokens=num_draft_tokens,

@@ -12,11 +12,13 @@ def model_card(
     config: RunConfig, drafter: PEagleConfig, step: int, data: dict[str, Any] | None, metrics: dict[str, Any] | None
 ) -> str:
     """data, metrics: the records of data.json and metrics.json, None where the run has none."""
+    name, what, how = "P-EAGLE", "A P-EAGLE head (parallel-drafting EAGLE-3, arXiv 2602.01469)", "in one pass"
+    if drafter.in_turn:
+        name, what, how = "EAGLE-3", "An EAGLE-3 head (arXiv 2503.01840)", "one after the other"
     parts = [
-        _header(config),
-        f"# P-EAGLE drafter for {config.target}\n\nA P-EAGLE head (parallel-drafting EAGLE-3, arXiv 2602.01469): it "
-        f"drafts up to {drafter.num_depths} tokens in one pass for {config.target} and for no other model. It "
-        "changes the speed of generation, not its output.",
+        _header(config, drafter),
+        f"# {name} drafter for {config.target}\n\n{what}: it drafts up to {drafter.num_depths} tokens {how} for "
+        f"{config.target} and for no other model. It changes the speed of generation, not its output.",
         _serving(config, drafter),
         _drafter(config, drafter, step),
         _data(data),
@@ -25,18 +27,21 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _header(config: RunConfig) -> str:
-    return f"---\nbase_model: {config.target}\ntags: [speculative-decoding, eagle3, p-eagle, sglang]\n---"
+def _header(config: RunConfig, drafter: PEagleConfig) -> str:
+    tags = ["speculative-decoding", "eagle3", *([] if drafter.in_turn else ["p-eagle"]), "sglang"]
+    return f"---\nbase_model: {config.target}\ntags: [{', '.join(tags)}]\n---"
 
 
 def _serving(config: RunConfig, drafter: PEagleConfig) -> str:
-    k = drafter.num_depths
+    k = drafter.num_depths or 1
+    chain = f" \\\n        --speculative-eagle-topk 1 --speculative-num-draft-tokens {k + 1}" if drafter.in_turn else ""
     return (
-        "## Serving\n\nWith SGLang and the `peagle` plugin:\n\n"
-        f"    python -m sglang.launch_server --model-path {config.target} --speculative-algorithm PEAGLE \\\n"
-        f"        --speculative-draft-model-path THIS_DIRECTORY --speculative-num-steps {k}\n\nWith vLLM:\n\n"
+        f"## Serving\n\nWith SGLang{'' if drafter.in_turn else ' and the `peagle` plugin'}:\n\n"
+        f"    python -m sglang.launch_server --model-path {config.target} "
+        f"--speculative-algorithm {'EAGLE3' if drafter.in_turn else 'PEAGLE'} \\\n"
+        f"        --speculative-draft-model-path THIS_DIRECTORY --speculative-num-steps {k}{chain}\n\nWith vLLM:\n\n"
         f'    vllm serve {config.target} --speculative-config \'{{"method": "eagle3", "model": "THIS_DIRECTORY", '
-        f'"num_speculative_tokens": {k}, "parallel_drafting": true}}\''
+        f'"num_speculative_tokens": {k}, "parallel_drafting": {str(not drafter.in_turn).lower()}}}\''
     )
 
 
@@ -46,12 +51,12 @@ def _drafter(config: RunConfig, drafter: PEagleConfig, step: int) -> str:
         "hidden size, target's": f"{drafter.hidden_size}, {drafter.target_hidden_size}",
         "draft vocabulary": f"{drafter.draft_vocab_size} of {drafter.vocab_size}",
         "K": drafter.num_depths,
-        "mask token id": drafter.mask_token_id,
+        **({} if drafter.in_turn else {"mask token id": drafter.mask_token_id}),
         "target states entering layers": list(drafter.aux_layer_ids or ()),
         "weights": config.head_dtype,
         "optimizer steps": step,
         "learning rate, schedule": f"{config.optim.lr:g}, {config.optim.schedule}",
-        "retention": config.drafter.retention,
+        **({} if drafter.in_turn else {"retention": config.drafter.retention}),
         "loss": config.loss.kind,
     }
     lines = "\n".join(f"| {key} | {value} |" for key, value in rows.items())

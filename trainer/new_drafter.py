@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from peagle_core.config import PEagleConfig
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
-from peagle_core.target import Ends, target_head
+from peagle_core.target import target_head
 from trainer.config import RunConfig
 from trainer.data.documents import Document
 from trainer.data.prepared import PreparedDocuments
@@ -25,8 +26,11 @@ ROPE_KEYS = (
 )  # fmt: skip
 
 
-def drafter_config(config: RunConfig, target_config: Any, mask_token_id: int, vocab_size: int) -> PEagleConfig:
-    """The drafter's config from the run's and the target's (a transformers config). Raises InputError, one sentence."""
+def drafter_config(config: RunConfig, target_config: Any, mask_token_id: int | None, vocab_size: int) -> PEagleConfig:
+    """The drafter's config from the run's and the target's (a transformers config). Raises InputError, one sentence.
+
+    mask_token_id: None for EAGLE-3.
+    """
     text, wanted = target_config.get_text_config(), config.drafter
     heads = wanted.num_attention_heads or text.num_attention_heads
     shape = PEagleConfig(
@@ -54,7 +58,9 @@ def drafter_config(config: RunConfig, target_config: Any, mask_token_id: int, vo
     return shape.replace(aux_layer_ids=shape.aux_layer_ids_for(text.num_hidden_layers))
 
 
-def new_drafter(config: RunConfig, target: Ends, mask_token_id: int, documents: Sequence[Document]) -> PEagleDrafter:
+def new_drafter(
+    config: RunConfig, target: PreTrainedModel, mask_token_id: int | None, documents: Sequence[Document]
+) -> PEagleDrafter:
     """fp32, on the target's device. documents: the training data, counted when draft_vocab_size is smaller than V."""
     table, head = embedding(target), target_head(target)
     shape = drafter_config(config, target.config, mask_token_id, table.shape[0])

@@ -6,6 +6,7 @@ configuration makes the same choice when a run is resumed.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,15 @@ from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 from peagle_core.training import NUM_SEGMENTS, ActivationCosts, activation_costs, default_chunk_rows
 from trainer.config import RunConfig
+from trainer.distributed import local_size, size
 from trainer.sections import DrafterConfig
 
 # The rest is for the allocator's gaps, other work on a CPU machine, and what the estimate misses.
 GPU_SHARE, CPU_SHARE = 0.85, 0.5
 # Weights, gradients and AdamW's two moments, all float32.
 BYTES_TRAINED, BYTES_FROZEN = 16, 4
+# Sharded: weights and gradients are whole while a step runs; weights and moments in pieces at any time.
+BYTES_WHOLE, BYTES_PIECES = 8, 12
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ def settle(config: RunConfig, drafter: PEagleDrafter, target_bytes: int) -> RunC
         return config
     device = torch.device(config.device)
     share = GPU_SHARE if device.type == "cuda" else CPU_SHARE
-    fixed = target_bytes + state_bytes(drafter) + batch_bytes(config, drafter)
+    fixed = target_bytes + state_bytes(drafter, size() if config.parallel == "fsdp" else 1)
+    fixed += batch_bytes(config, drafter, size())
     budget = int(share * device_memory(device)) - fixed
     plan = make_plan(config, drafter_costs(config, drafter), budget, device.type)
     how = f", chunks of {plan.chunk_rows} elements" if plan.chunk_rows else ""
@@ -97,22 +102,28 @@ def settle(config: RunConfig, drafter: PEagleDrafter, target_bytes: int) -> RunC
     return config.model_copy(update={**settled, "memory_budget_gib": None})
 
 
-def state_bytes(drafter: PEagleDrafter) -> int:
-    """Weights, gradients and optimizer moments in float32."""
-    return sum(p.numel() * (BYTES_TRAINED if p.requires_grad else BYTES_FROZEN) for p in drafter.parameters())
+def state_bytes(drafter: PEagleDrafter, shards: int = 1) -> int:
+    """Weights, gradients and optimizer moments in float32, of one process of `shards` that divide them."""
+    trained = sum(p.numel() for p in drafter.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in drafter.parameters() if not p.requires_grad)
+    if shards == 1:
+        return trained * BYTES_TRAINED + frozen * BYTES_FROZEN
+    return trained * (BYTES_WHOLE + BYTES_PIECES // shards) + frozen * (BYTES_FROZEN + BYTES_FROZEN // shards)
 
 
-def batch_bytes(config: RunConfig, drafter: PEagleDrafter) -> int:
-    """The target's states of one optimizer step, float32: all its rows are there before the first backward pass."""
+def batch_bytes(config: RunConfig, drafter: PEagleDrafter, processes: int = 1) -> int:
+    """The target's states of one optimizer step in one process, float32: its rows are all there before the first
+    backward pass.
+    """
     width = drafter.config.fused_size + drafter.config.target_hidden_size
-    return config.optim.rows_per_step * config.data.row_length * width * 4
+    return math.ceil(config.optim.rows_per_step / processes) * config.data.row_length * width * 4
 
 
 def device_memory(device: torch.device) -> int:
-    """All of it, used or not: of a GPU, or of this machine or container."""
+    """All of it, used or not: of a GPU, or this process's share of the machine or container."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
-    return memory if text == "max" else min(memory, int(text))
+    return (memory if text == "max" else min(memory, int(text))) // local_size()

@@ -11,6 +11,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from peagle_core.metrics import DraftMetrics
+from trainer.distributed import is_main
+from trainer.evaluate import Evaluation
 
 
 class Progress:
@@ -21,11 +23,11 @@ class Progress:
         self.last_step = total_steps
         self.pending: DraftMetrics | None = None
         self.bar = tqdm(total=total_steps, initial=first_step, desc="train", unit="step", dynamic_ncols=True)
-        self.writer = SummaryWriter(str(log_dir), purge_step=first_step or None)
+        self.writer = SummaryWriter(str(log_dir), purge_step=first_step or None) if is_main() else None
         self.since = time.perf_counter(), 0, first_step  # time, tokens and step of the last report
 
-    def step(self, step: int, metrics: DraftMetrics, grad_norm: float, lr: float, tokens: int) -> None:
-        """tokens: seen so far by this process."""
+    def step(self, step: int, metrics: DraftMetrics, grad_norm: float, lr: float, tokens: int, peak: int) -> None:
+        """tokens: seen since this run of the command began; peak: bytes, of the process that used most."""
         self.pending = metrics if self.pending is None else self.pending + metrics
         self.bar.update(step - self.bar.n)
         if step % self.log_every and step != self.last_step:
@@ -44,15 +46,34 @@ class Progress:
             "throughput/tokens_per_second": (tokens - tokens_then) / seconds,
             "throughput/charged_elements_per_second": float(seen.total.sum()) / seconds,
             "throughput/seconds_per_step": seconds / (step - step_then),
-            "memory/peak_gib": peak_bytes() / 2**30,
+            "memory/peak_gib": peak / 2**30,
             **{f"train/accuracy_depth_{d}": a for d, a in enumerate(seen.accuracy)},
         }
-        for name, value in scalars.items():
-            self.writer.add_scalar(name, value, step)
+        self._write(scalars, step)
+
+    def evaluation(self, step: int, result: Evaluation, seconds: float = 0.0) -> None:
+        """The numbers of an evaluation that took so long: none of its time counts as training."""
+        scalars = {f"eval/accuracy_depth_{d}": a for d, a in enumerate(result.accuracy_per_depth)}
+        if result.loss is not None and result.expected_accept_length is not None:
+            scalars |= {"eval/loss": result.loss, "eval/expected_accept_length": result.expected_accept_length}
+        scalars |= {f"eval/accept_length_k{a.num_draft_tokens}": a.accept_length for a in result.acceptance}
+        self._write(scalars, step)
+        then, tokens, step_then = self.since
+        self.since = then + seconds, tokens, step_then
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self.bar.write(text)
+
+    def _write(self, scalars: dict[str, float], step: int) -> None:
+        if self.writer is not None:
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         self.bar.close()
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
 
 def peak_bytes() -> int:

@@ -9,10 +9,14 @@ from typing import Any
 
 from trainer.config import RunConfig
 from trainer.data.documents import Document
+from trainer.distributed import is_main
 from trainer.material import Material
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
+    """By the first process."""
+    if not is_main():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=2) + "\n")
 

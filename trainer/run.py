@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from peagle_core.checkpoint import load_drafter, save_drafter
 from peagle_core.config_formats import config_record
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
-from peagle_core.target import Ends
+from trainer import distributed
 from trainer.checkpoints import is_checkpoint, load_checkpoint, load_trained, newest_checkpoint
 from trainer.config import ConfigError, RunConfig
 from trainer.data.packing import PackedRow, pack
@@ -26,11 +27,13 @@ from trainer.evaluate import Evaluation, evaluate, prompts_of
 from trainer.loop import new_state, train
 from trainer.material import Material, load_material
 from trainer.new_drafter import new_drafter
+from trainer.parallel import settle_parallel
+from trainer.periodic_evaluation import PeriodicEvaluation
 from trainer.plan import settle
 from trainer.progress import Progress
 from trainer.records import data_summary, write_record
-from trainer.states.base import StateSource
-from trainer.states.sources import flush, open_states, remove, target_bytes
+from trainer.states.in_process import InProcessStates
+from trainer.target import weight_bytes
 
 
 def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
@@ -39,53 +42,58 @@ def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
     Raises ConfigError when output_dir holds a run already and `resume` is off.
     """
     checkpoints = config.output / "checkpoints"
-    newest = newest_checkpoint(checkpoints)
+    newest = distributed.from_main(newest_checkpoint(checkpoints))
     if newest and not resume:
         raise ConfigError(f"{newest} exists; add --resume to continue it, or choose another output_dir")
-    material = load_material(config, whole=config.states.source == "in_process")
+    asked, config = config, settle_parallel(config)
+    material = load_material(config)
     rows = pack(material.train, config.data.row_length)
     drafter = new_drafter(config, material.target, material.mask_token_id, material.train)
-    needed = {"data.train": material.train, "held-out": material.heldout}
-    states = open_states(config, material, drafter.config.aux_layer_ids_for(material.num_target_layers), needed)
-    config = settle(config, drafter, target_bytes(material, states))
+    config = settle(config, drafter, weight_bytes(material.target))
+    states = _states(material, drafter)
     state = new_state(config, drafter, len(rows))
     contract = make_contract(config, drafter, rows)
-    torch.manual_seed(config.seed)  # one hidden-state design has dropout
+    distributed.check_same(contract, "the drafter, the settings or the data")
+    distributed.check_shared(config.output)
     if newest:
         load_checkpoint(newest, state, contract)
         print(f"resumed at step {state.step} from {newest}")
     resolved = config.drafter.model_copy(update={"mask_token_id": material.mask_token_id})
-    config.model_copy(update={"drafter": resolved}).save(config.output / "run.yaml")
+    if distributed.is_main():
+        config.model_copy(update={"drafter": resolved, "parallel": asked.parallel}).save(config.output / "run.yaml")
     write_record(config.output / "data.json", data_summary(config, material, len(rows)))
     parameters = sum(p.numel() for p in drafter.parameters() if p.requires_grad)
     print(
         f"drafter: {drafter.config.num_hidden_layers} layers, K = {drafter.config.num_depths}, "
-        f"{parameters / 1e6:.1f}M trained parameters, mask token {material.mask_token_id}; "
-        f"{len(rows)} rows, {state.total_steps} steps on {config.device}"
+        f"{parameters / 1e6:.1f}M trained parameters, {_mask(material)}; "
+        f"{len(rows)} rows, {state.total_steps} steps on {config.device}{_processes(config)}"
     )
     progress = Progress(config.output / "tensorboard", state.total_steps, state.step, config.log_every)
     try:
-        stopped = train(config, state, rows, states, progress, checkpoints, contract)
-        flush(states)
+        evaluation = PeriodicEvaluation(config, material, state, states, progress)
+        stopped = train(config, state, rows, states, progress, checkpoints, contract, evaluation)
+        progress.bar.close()
+        if stopped:
+            print(f"{stopped.name}: stopped after step {state.step} of {state.total_steps}; continue with --resume")
+            return stopped
+        if drafter.config.hidden_state_design == "shared":
+            with state.weights.whole():
+                if distributed.is_main():
+                    save_drafter(drafter, config.output / "head", getattr(torch, config.head_dtype))
+            distributed.barrier()
+        else:
+            design = drafter.config.hidden_state_design
+            print(f"hidden_state_design {design} is for research: no head, only checkpoints")
+        result = _evaluate_saved(config, material, _saved(config), config.output / "metrics.json", state.step)
+        progress.evaluation(state.step, result)
     finally:
         progress.close()
-    if stopped:
-        print(f"{stopped.name}: stopped after step {state.step} of {state.total_steps}; continue with --resume")
-        return stopped
-    if drafter.config.hidden_state_design == "shared":
-        save_drafter(drafter, config.output / "head", getattr(torch, config.head_dtype))
-    else:
-        print(f"hidden_state_design {drafter.config.hidden_state_design} is for research: no head, only checkpoints")
-    _evaluate_saved(config, material, _saved(config), config.output / "metrics.json", state.step, states)
-    if not config.states.keep:
-        remove(states)
     return None
 
 
 def run_eval(config: RunConfig, head: Path | None = None) -> Evaluation:
     """Measure a head directory or a checkpoint (default: what the run saved) and write output_dir/eval.json."""
-    material = load_material(config, whole=config.states.source == "in_process")
-    return _evaluate_saved(config, material, head or _saved(config), config.output / "eval.json")
+    return _evaluate_saved(config, load_material(config), head or _saved(config), config.output / "eval.json")
 
 
 def _saved(config: RunConfig) -> Path:
@@ -98,9 +106,17 @@ def _saved(config: RunConfig) -> Path:
     return newest
 
 
+def _processes(config: RunConfig) -> str:
+    if distributed.size() == 1:
+        return ""
+    idle = " (fewer rows than processes: some are idle)" if config.optim.rows_per_step < distributed.size() else ""
+    return f", {distributed.size()} processes ({config.parallel}), {config.optim.rows_per_step} rows a step{idle}"
+
+
 def make_contract(config: RunConfig, drafter: PEagleDrafter, rows: Sequence[PackedRow]) -> dict[str, Any]:
     """What a checkpoint's numbers mean: the drafter, the draw of elements, the data and its order."""
     return {
+        "algorithm": config.algorithm,
         "drafter": config_record(drafter.config, "float32"),
         "draft vocabulary": _digest([drafter.d2t]),
         "retention": config.drafter.retention,
@@ -118,18 +134,14 @@ def _digest(tensors: Iterable[torch.Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _evaluate_saved(
-    config: RunConfig,
-    material: Material,
-    head: Path,
-    report: Path,
-    step: int | None = None,
-    states: StateSource | None = None,
-) -> Evaluation:
-    """Measure what was saved, not what is in memory: the head's dtype is part of the result.
+def _states(material: Material, drafter: PEagleDrafter) -> InProcessStates:
+    return InProcessStates(material.target, drafter.config.aux_layer_ids_for(material.num_target_layers))
 
-    Without the whole target there is no drafter loop, only the held-out text.
-    """
+
+def _evaluate_saved(
+    config: RunConfig, material: Material, head: Path, report: Path, step: int | None = None
+) -> Evaluation:
+    """Measure what was saved, not what is in memory: the head's dtype is part of the result."""
     drafter = load_trained(head) if is_checkpoint(head) else load_drafter(head, torch.float32, material.target)
     drafter = drafter.to(config.device).eval()
     if drafter.config.target_hidden_size != _hidden_size(material.target):
@@ -137,44 +149,24 @@ def _evaluate_saved(
             f"{head}: was made for a target of hidden size {drafter.config.target_hidden_size}, "
             f"{config.target} has {_hidden_size(material.target)}"
         )
-    if states is None:
-        aux_layer_ids = drafter.config.aux_layer_ids_for(material.num_target_layers)
-        states = open_states(config, material, aux_layer_ids, {"held-out": material.heldout})
     prompts = prompts_of(material.heldout, config.eval.num_prompts, config.eval.prompt_tokens)
-    if material.model is None:
-        print(
-            "the drafter loop is left out, for states.source=cache holds no target; "
-            "`python -m trainer eval` with states.source=in_process runs it"
-        )
     result = evaluate(
         config,
-        material.model,
+        material.target,
         drafter,
-        states,
+        _states(material, drafter),
         pack(material.heldout, config.data.row_length),
         [prompt.to(config.device) for prompt in prompts],
         material.eos_token_id,
     )
-    flush(states)
     write_record(report, {"head": str(head), "target": config.target, "step": step, **result.to_dict()})
-    _print(result, report)
+    print("\n".join([*result.lines(), f"written: {report}"]))
     return result
 
 
-def _hidden_size(target: Ends) -> int:
+def _mask(material: Material) -> str:
+    return "no mask token (EAGLE-3)" if material.mask_token_id is None else f"mask token {material.mask_token_id}"
+
+
+def _hidden_size(target: PreTrainedModel) -> int:
     return target.config.get_text_config().hidden_size
-
-
-def _print(result: Evaluation, report: Path) -> None:
-    if result.loss is not None:
-        by_depth = ", ".join(f"{100 * a:.1f}" for a in result.accuracy_per_depth)
-        print(f"held-out text: loss {result.loss:.3f}, accuracy by depth {by_depth} %")
-        print(f"held-out text: expected acceptance length {result.expected_accept_length:.2f} (teacher-forced)")
-    for a in result.acceptance:
-        positions = ", ".join(f"{100 * p:.0f}" for p in a.accept_per_position)
-        error = "" if a.standard_error is None else f" +- {a.standard_error:.2f}"
-        print(
-            f"drafter loop, K = {a.num_draft_tokens}: acceptance length {a.accept_length:.2f}{error} "
-            f"over {a.prompts} prompts, {a.new_tokens} tokens; accepted by position {positions} %"
-        )
-    print(f"written: {report}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 
@@ -30,6 +31,16 @@ class RowSampler:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self._shuffled = torch.randperm(self.num_rows, generator=generator)
         return self._shuffled
+
+
+def row_seeds(seed: int, position: int) -> tuple[int, int]:
+    """What a row's random numbers start from: one seed for the draw of its elements, one for the rest (dropout).
+
+    A function of the run's seed and of where the row stands in the stream of rows: which process takes the row, what it
+    took before and whether the run was resumed make no difference.
+    """
+    elements, rest = np.random.SeedSequence((seed, position)).generate_state(2)
+    return int(elements), int(rest)
 
 
 def total_steps(num_rows: int, rows_per_step: int, epochs: float, max_steps: int | None) -> int:

@@ -65,6 +65,7 @@ class DrafterConfig(Section):
     mask_token_id None: see `trainer.mask_token`. draft_vocab_size: the most frequent generated tokens of the data.
     aux_layer_ids: "state entering layer k" of the target; None is [2, n//2, n-3]. hidden_state_design: P-EAGLE's
     "shared" or one of the paper's rejected ones (`peagle_core.hidden_state_designs`), which are never exported.
+    EAGLE-3 has other defaults and less choice, see `trainer.algorithm`.
     """
 
     num_hidden_layers: int = Field(default=4, ge=1)
@@ -124,40 +125,22 @@ class OptimConfig(Section):
 
 
 class LossConfig(Section):
-    """depth_weights: one weight per depth 0..K-1; None weighs every charged element alike."""
+    """depth_weights: one weight per depth 0..K-1; None weighs every charged element alike, for EAGLE-3 0.8^depth."""
 
     kind: Literal["kl", "ce"] = "kl"
     depth_weights: tuple[float, ...] | None = None
 
 
-class StatesConfig(Section):
-    """Where the target's hidden states come from, and the directory they are kept in (docs/training.md).
-
-    directory None: output_dir/states. on_miss: what training does with documents that are not there. keep false: the
-    directory's states are removed when a run has finished. dtype: of the numbers in a new directory.
-    tokens_per_shard: tokens of one file, and what a killed run repeats at most.
-    """
-
-    source: Literal["in_process", "cache"] = "in_process"
-    directory: Path | None = None
-    on_miss: Literal["fail", "generate"] = "fail"
-    keep: bool = True
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    tokens_per_shard: int = Field(default=32768, ge=1)
-
-    @model_validator(mode="after")
-    def _check(self) -> StatesConfig:
-        if self.source != "cache" and not self.keep:
-            raise ValueError(f"states.keep: false is for states.source: cache, found source: {self.source}")
-        return self
-
-
 class EvalConfig(Section):
-    """The drafter loop on held-out prompts.
+    """The drafter loop on held-out prompts, and accuracies on held-out text: after training, and every `every` steps.
 
     prompt_tokens: how much of a running text is taken as its prompt; documents with an answer have their own.
+    every_prompts, every_rows: what the evaluations before the last are content with, the first so many of each.
     """
 
+    every: int | None = Field(default=None, ge=1)
+    every_prompts: int = Field(default=8, ge=0)
+    every_rows: int = Field(default=16, ge=0)
     num_prompts: int = Field(default=32, ge=0)
     prompt_tokens: int = Field(default=64, ge=1)
     max_new_tokens: int = Field(default=128, ge=2)

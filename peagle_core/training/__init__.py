@@ -3,9 +3,13 @@
 Three modes, equal to rounding in loss and every gradient: `flat`, the reference, one pass over all elements;
 `partition`, the paper's Algorithm 1, one pass per segment of the sequence with its context recomputed; `stream`,
 depth 0 once, then the chains a chunk at a time against its cached keys and values. See docs/training_at_scale.md.
+
+EAGLE-3 heads, which draft in turn, have a step of their own with the same arguments and counts.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -15,15 +19,18 @@ from peagle_core.errors import InputError
 from peagle_core.metrics import DraftMetrics, measure
 from peagle_core.training.batch import Batch, charged_elements, draft_vocab_rows
 from peagle_core.training.flat import flat, forward_elements
+from peagle_core.training.in_turn import in_turn
 from peagle_core.training.memory import ActivationCosts, activation_costs, stream_bytes
 from peagle_core.training.partitioned import partitioned
 from peagle_core.training.step import Step
-from peagle_core.training.stream import default_chunk_rows, stream
+from peagle_core.training.stream import default_chunk_rows, settled_chunk_rows, stream
 
 MODES = ("flat", "partition", "stream")
+IN_TURN_MODES = ("flat", "stream")
 NUM_SEGMENTS = 4
 
 __all__ = [
+    "IN_TURN_MODES",
     "MODES",
     "NUM_SEGMENTS",
     "ActivationCosts",
@@ -33,6 +40,8 @@ __all__ = [
     "default_chunk_rows",
     "forward_elements",
     "loss_and_backward",
+    "loss_and_backward_in_turn",
+    "step_of",
     "stream_bytes",
 ]
 
@@ -69,20 +78,78 @@ def loss_and_backward(
     Raises InputError on an unknown mode, loss or attention backend, on num_segments or chunk_rows below 1, and on a
     memory_budget that is too small or comes together with chunk_rows.
     """
-    if mode not in MODES:
-        raise InputError(f"unknown training mode {mode!r}; choose from {', '.join(MODES)}")
-    if charged is None:
-        charged = charged_elements(elements, batch, target_head, drafter.d2t)
-    rows = elements.argsort("anchor")
-    elements, charged = elements[rows], charged[rows]
-    denominator = float(charged.sum()) if denominator is None else denominator
-    target_rows = draft_vocab_rows(target_head, drafter.d2t)
-    step = Step(drafter, batch, elements, charged, target_rows, denominator, loss, depth_weights, attention, recompute)
+    _check_mode(mode, MODES)
+    if drafter.config.in_turn:
+        raise InputError("an EAGLE-3 head has no mask rows; `loss_and_backward_in_turn` trains it")
+    step = _begin(
+        drafter, batch, elements, target_head, denominator, charged, loss, depth_weights, attention, recompute
+    )
     if mode == "flat":
         flat(step)
     elif mode == "partition":
         partitioned(step, num_segments, balanced)
     else:
         stream(step, chunk_rows, memory_budget)
-    on_text = supervised(elements, batch.loss_mask, batch.doc_ids)
-    return measure(elements, on_text, charged, step.right[charged], step.loss_sum)
+    return _counts(step)
+
+
+def loss_and_backward_in_turn(
+    drafter: PEagleDrafter,
+    batch: Batch,
+    elements: Elements,
+    mode: str = "flat",
+    *,
+    target_head: Tensor,
+    denominator: float | None = None,
+    charged: Tensor | None = None,
+    loss: str = "kl",
+    depth_weights: Tensor | None = None,
+    attention: str = "sdpa",
+    recompute: bool = False,
+    chunk_rows: int | None = None,
+    memory_budget: int | None = None,
+) -> DraftMetrics:
+    """`loss_and_backward` for drafting in turn, as EAGLE-3 heads do: see `peagle_core.training.in_turn`.
+
+    elements: usually of retention 1; position a + d must be a slot of the anchor's document. Loss, charged elements,
+    denominator and counts are those of P-EAGLE. mode "flat": all chains at once; "stream": chunk_rows or memory_budget,
+    as there. attention: of the depth-0 rows; the chains' rows, a few keys more than the context, are joined from parts
+    on every device. The drafter may be of either kind; mask_hidden, where it has one, is not touched.
+
+    Raises InputError as `loss_and_backward` does.
+    """
+    _check_mode(mode, IN_TURN_MODES)
+    step = _begin(
+        drafter, batch, elements, target_head, denominator, charged, loss, depth_weights, attention, recompute
+    )
+    in_turn(step, settled_chunk_rows(step, chunk_rows, memory_budget) if mode == "stream" else None)
+    return _counts(step)
+
+
+def step_of(drafter: PEagleDrafter) -> Callable[..., DraftMetrics]:
+    """The step that trains this kind of head; both take the same arguments, but for what Algorithm 1 needs."""
+    return loss_and_backward_in_turn if drafter.config.in_turn else loss_and_backward
+
+
+def _check_mode(mode: str, modes: tuple[str, ...]) -> None:
+    if mode not in modes:
+        raise InputError(f"unknown training mode {mode!r}; choose from {', '.join(modes)}")
+
+
+def _begin(
+    drafter: PEagleDrafter, batch: Batch, elements: Elements, target_head: Tensor, denominator: float | None,
+    charged: Tensor | None, loss: str, depth_weights: Tensor | None, attention: str, recompute: bool,
+) -> Step:  # fmt: skip
+    """Rows anchor-major, what is charged and by how much it is divided settled."""
+    if charged is None:
+        charged = charged_elements(elements, batch, target_head, drafter.d2t)
+    rows = elements.argsort("anchor")
+    elements, charged = elements[rows], charged[rows]
+    denominator = float(charged.sum()) if denominator is None else denominator
+    target_rows = draft_vocab_rows(target_head, drafter.d2t)
+    return Step(drafter, batch, elements, charged, target_rows, denominator, loss, depth_weights, attention, recompute)
+
+
+def _counts(step: Step) -> DraftMetrics:
+    on_text = supervised(step.elements, step.batch.loss_mask, step.batch.doc_ids)
+    return measure(step.elements, on_text, step.charged, step.right[step.charged], step.loss_sum)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from peagle_core.attention import make_attention
+from peagle_core.elements import Elements
 from peagle_core.errors import InputError
 from peagle_core.training.memory import activation_costs
 from peagle_core.training.step import Step
@@ -45,37 +46,23 @@ class Cut:
 
 def stream(step: Step, chunk_rows: int | None, memory_budget: int | None) -> None:
     """One depth-0 pass, one pass per chunk of about chunk_rows elements. Raises InputError, see `loss_and_backward`."""
-    if chunk_rows is not None and memory_budget is not None:
-        raise InputError("give chunk_rows or memory_budget, not both: each follows from the other")
-    if chunk_rows is not None and chunk_rows < 1:
-        raise InputError(f"chunk_rows must be at least 1, found {chunk_rows}")
+    chunk_rows = settled_chunk_rows(step, chunk_rows, memory_budget)
     drafter, batch, elements = step.drafter, step.batch, step.elements
     is_mask = elements.depth > 0
     real = elements[~is_mask]
     slots = real.anchor
-    if memory_budget is not None:
-        costs = activation_costs(drafter, step.attention, step.recompute)
-        chunk_rows = costs.chunk_rows_within(memory_budget, len(slots))
 
     # The depth-0 rows and, as one more, the mask row that all chains start from.
     last_is_mask = torch.arange(len(slots) + 1, device=slots.device) == len(slots)
     source = torch.arange(len(slots) + 1, device=slots.device).clamp(max=max(len(slots) - 1, 0))
     embed, fused = drafter.input_rows(batch.input_ids[slots + 1], batch.aux[slots], last_is_mask, source)
-    attend_real = make_attention(real, batch.doc_ids, step.attention)
-    cache: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def attend_and_keep(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache.setdefault(layer, (k, v))  # recomputation in the backward pass comes here again
-        return attend_real(q, k, v)
-
-    hidden = drafter(embed[:-1], fused[:-1], step.positions(real), attend_and_keep, step.recompute)
     cut = Cut()
-    hidden, mask_embed, mask_fused = cut.leaf(hidden), cut.leaf(embed[-1:]), cut.leaf(fused[-1:])
+    hidden, context = depth_zero(step, real, embed[:-1], fused[:-1], cut)
+    mask_embed, mask_fused = cut.leaf(embed[-1:]), cut.leaf(fused[-1:])
     anchor_fused = cut.leaf(fused[:-1]) if drafter.hidden_design is not None else None
-    context = {layer: (cut.leaf(k), cut.leaf(v)) for layer, (k, v) in cache.items()}
     slot_of = (~is_mask).cumsum(0) - 1
 
-    for rows in _chunks(step, chunk_rows or default_chunk_rows(slots.device.type)):
+    for rows in chunks(step, chunk_rows):
         if not step.charged[rows].any():
             continue
         real_rows, chain_rows = rows[~is_mask[rows]], rows[is_mask[rows]]
@@ -98,11 +85,40 @@ def stream(step: Step, chunk_rows: int | None, memory_budget: int | None) -> Non
     cut.backward()
 
 
+def depth_zero(
+    step: Step, real: Elements, embed: Tensor, fused: Tensor, cut: Cut
+) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
+    """The pass over the S depth-0 rows: leaves of their outputs [S, H] and of each layer's keys and values."""
+    attend = make_attention(real, step.batch.doc_ids, step.attention)
+    cache: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def attend_and_keep(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        cache.setdefault(layer, (k, v))  # recomputation in the backward pass comes here again
+        return attend(q, k, v)
+
+    hidden = step.drafter(embed, fused, step.positions(real), attend_and_keep, step.recompute)
+    return cut.leaf(hidden), {layer: (cut.leaf(k), cut.leaf(v)) for layer, (k, v) in cache.items()}
+
+
+def settled_chunk_rows(step: Step, chunk_rows: int | None, memory_budget: int | None) -> int:
+    """As given, as fits the budget, or as suits the device. Raises InputError, see `loss_and_backward`."""
+    if chunk_rows is not None and memory_budget is not None:
+        raise InputError("give chunk_rows or memory_budget, not both: each follows from the other")
+    if memory_budget is not None:
+        costs = activation_costs(step.drafter, step.attention, step.recompute)
+        return costs.chunk_rows_within(memory_budget, int((step.elements.depth == 0).sum()))
+    if chunk_rows is None:
+        return default_chunk_rows(step.elements.depth.device.type)
+    if chunk_rows < 1:
+        raise InputError(f"chunk_rows must be at least 1, found {chunk_rows}")
+    return chunk_rows
+
+
 def default_chunk_rows(device_type: str) -> int:
     return CPU_CHUNK_ROWS if device_type == "cpu" else GPU_CHUNK_ROWS
 
 
-def _chunks(step: Step, chunk_rows: int) -> Iterator[Tensor]:
+def chunks(step: Step, chunk_rows: int) -> Iterator[Tensor]:
     """int64[..] rows of consecutive anchors, at most chunk_rows of them unless one chain is longer."""
     depth = step.elements.depth
     starts = [*(depth == 0).nonzero().squeeze(-1).tolist(), len(depth)]

@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM
 from peagle_core.checkpoint import load_drafter, save_drafter
 from peagle_core.config import PEagleConfig
 from peagle_core.generate import Speculation, speculate
+from peagle_core.target import target_head
 from tools.convert.__main__ import main as convert_command
 from tools.demo.corpus import heldout_prompts
 from tools.vllm import Case, Served
@@ -88,10 +89,10 @@ class Models:
 
     def _make_eagle3_head(self, length: int) -> None:
         target = LlamaForCausalLM.from_pretrained(self.root / "target")
-        config = drafter_config(num_hidden_layers=1, head_dim=HEAD_DIM)
+        config = drafter_config(num_hidden_layers=1, head_dim=HEAD_DIM, mask_token_id=None)
         batches = [greedy_batch(target, prompt, length, config.aux_layer_ids) for prompt in TRAINED]
         drafter = fresh_drafter(config, target, batches)
-        overfit_in_turn(drafter, batches, max(NUM_DRAFTS), steps=150, lr=2e-3)
+        overfit_in_turn(drafter, batches, target_head(target), max(NUM_DRAFTS), steps=150, lr=2e-3)
         save_drafter(drafter, self.root / "flat" / EAGLE3, torch.float32)
 
     def target(self, trial: Trial) -> Path:
@@ -123,10 +124,7 @@ class Models:
         case = self.case(trial)
         target = LlamaForCausalLM.from_pretrained(self.target(trial)).eval()
         drafter = load_drafter(self.head(trial), torch.float32)
-        return [
-            speculate(target, drafter, torch.tensor(p), trial.k, case.max_new_tokens, in_turn=trial.in_turn)
-            for p in case.prompts
-        ]
+        return [speculate(target, drafter, torch.tensor(p), trial.k, case.max_new_tokens) for p in case.prompts]
 
 
 def convert(source: Path, directory: Path, *more: str) -> None:

@@ -357,3 +357,16 @@ def test_saving_over_a_checkpoint_replaces_it(tmp_path):
     save_drafter(tiny_drafter(seed=2), tmp_path, torch.float64)
     assert_same_head(load_drafter(tmp_path), tiny_drafter(seed=2))
     assert PEagleConfig.from_pretrained(tmp_path) == tiny_config()
+
+
+def test_an_eagle3_head_has_no_mask_and_the_norms_of_either_engine(tmp_path):
+    # Layers >= 1 norm with `input_layernorm` in vLLM and with `hidden_norm` in SGLang's EAGLE3.
+    config = tiny_config(num_hidden_layers=3, draft_vocab_size=20, mask_token_id=None)
+    drafter = tiny_drafter(config, dtype=torch.float32)
+    save_drafter(drafter, tmp_path, torch.float32)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert "mask_hidden" not in stored
+    for layer in (1, 2):
+        norms = (stored[f"layers.{layer}.{name}.weight"] for name in ("hidden_norm", "input_layernorm"))
+        assert torch.equal(*norms)
+    assert_same_head(load_drafter(tmp_path), drafter)

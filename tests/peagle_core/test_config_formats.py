@@ -12,6 +12,7 @@ from tiny import tiny_config
 from variants import configs
 
 from peagle_core.config import PEagleConfig
+from peagle_core.config_formats import speculators_config_dict
 from peagle_core.errors import InputError
 
 AUX = "eagle_aux_hidden_state_layer_ids"
@@ -157,3 +158,20 @@ def test_a_config_without_target_or_depths_writes_nulls_that_read_back(tmp_path)
     config = tiny_config(num_depths=None, aux_layer_ids=None)
     config.save_pretrained(tmp_path)
     assert PEagleConfig.from_pretrained(tmp_path) == config
+
+
+def test_an_eagle3_head_says_its_aux_ids_to_either_engine(tmp_path):
+    # vLLM looks at the top first and counts states entering a layer; SGLang's EAGLE3 reads the nested ids, of outputs.
+    config = EXPECTED.replace(mask_token_id=None)
+    config.save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    assert raw["parallel_drafting"] is False
+    assert (raw[AUX], raw["eagle_config"][AUX]) == ([2, 4, 5], [1, 3, 4])
+    assert not any("mask" in key or "ptd" in key for key in raw)
+    assert PEagleConfig.from_pretrained(tmp_path) == config
+    with pytest.raises(InputError, match="flat format only"):
+        speculators_config_dict(config)
+    with pytest.raises(InputError, match="no mask token id"):
+        PEagleConfig.from_pretrained(write(tmp_path, changed(raw, parallel_drafting=None)))
+    with pytest.raises(InputError, match="is for mask rows"):
+        config.replace(hidden_state_design="projected_ntp")

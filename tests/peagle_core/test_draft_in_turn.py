@@ -8,6 +8,7 @@ from eagle3 import overfit_in_turn
 from tiny import VOCAB, text_batch, tiny_config, tiny_drafter
 
 from peagle_core.generate import DraftCache, draft_in_turn, speculate
+from peagle_core.target import target_head
 
 
 @pytest.mark.parametrize("draft_vocab", [None, 30])
@@ -32,8 +33,9 @@ def test_rows_of_drafts_are_forgotten():
 def test_what_was_trained_is_accepted(tiny_target):
     prompt, num_drafts = torch.randint(0, VOCAB, (6,)), 4
     ids = tiny_target.generate(prompt[None], do_sample=False, max_new_tokens=41)[0]
-    config = tiny_config(num_hidden_layers=1)
+    config = tiny_config(num_hidden_layers=1, mask_token_id=None)
     drafter = tiny_drafter(config, scale=1.0)
-    overfit_in_turn(drafter, [text_batch(tiny_target, config, ids, len(prompt))], num_drafts, steps=100, lr=1e-2)
-    result = speculate(tiny_target, drafter, prompt, num_drafts, 36, in_turn=True)
+    batch = text_batch(tiny_target, config, ids, len(prompt))
+    overfit_in_turn(drafter, [batch], target_head(tiny_target), num_drafts, steps=100, lr=1e-2)
+    result = speculate(tiny_target, drafter, prompt, num_drafts, 36)
     assert result.mean_accept_length > 0.9 * (num_drafts + 1)

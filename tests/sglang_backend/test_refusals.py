@@ -26,6 +26,7 @@ CASES = {
     "not finite": (lambda h: change_tensor(h, "fc.weight", lambda t: t.fill_(torch.nan)), "not finite"),
     "mask id": (lambda h: write_config(h, mask_token_id=9999, ptd_token_id=9999), "outside the vocabulary"),
     "no config": (lambda h: (h / "config.json").unlink(), "config.json"),
+    "an EAGLE-3 head": (lambda h: write_config(h, parallel_drafting=False), "--speculative-algorithm EAGLE3"),
 }
 
 

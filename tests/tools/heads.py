@@ -16,6 +16,7 @@ from peagle_core.checkpoint import save_drafter
 from peagle_core.config import PEagleConfig
 from peagle_core.config_formats import flat_config_dict
 from peagle_core.drafter import PEagleDrafter
+from trainer.tensor_files import write_tensors
 
 Tensors = dict[str, Tensor]
 
@@ -85,14 +86,13 @@ def write_nemo(directory: Path) -> Path:
 
 
 def write_training_checkpoint(directory: Path, config: PEagleConfig | None = None) -> Path:
-    """The files of trainer.checkpoints, as far as a reader of the drafter looks at them."""
+    """What trainer.checkpoints writes, as far as a reader of the drafter looks at it."""
     drafter = random_drafter(config or tiny_config(draft_vocab_size=20), torch.float32)
     directory.mkdir(parents=True)
-    save_file(drafter.state_dict(), directory / "drafter.safetensors")
-    save_file({"fc.weight:exp_avg": torch.zeros(2)}, directory / "optimizer.safetensors")
-    save_file({"torch": torch.get_rng_state()}, directory / "rng.safetensors")
+    write_tensors(directory, {**drafter.state_dict(), "fc.weight:exp_avg": torch.zeros(2)})
     contract = {"drafter": flat_config_dict(drafter.config, "float32"), "retention": 0.8}
-    (directory / "state.json").write_text(json.dumps({"step": 3, "contract": contract}))
+    files = {file.name: file.stat().st_size for file in directory.iterdir()}
+    (directory / "state.json").write_text(json.dumps({"step": 3, "contract": contract, "files": files}))
     return directory
 
 

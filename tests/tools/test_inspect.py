@@ -155,3 +155,23 @@ def test_q_and_k_norms_under_a_llama_class_are_no_head_for_vllm(tmp_path, capsys
     assert command(inspect(capsys, head)[3], "vLLM")[0] == "vllm"
     change_config(head, model_type="llama", architectures=["LlamaForCausalLMEagle3"])
     assert "architecture LlamaForCausalLMEagle3 is not Eagle3Qwen3ForCausalLM" in inspect(capsys, head)[3]
+
+
+def test_an_eagle3_head_is_served_by_the_engines_own_eagle3(tmp_path, capsys):
+    config = tiny_config(num_hidden_layers=1, mask_token_id=None)
+    code, facts, problems, out = inspect(capsys, write_flat(tmp_path / "head", config))
+    assert (code, problems) == (0, [])
+    assert facts["mask token id"] == "none: an EAGLE-3 head, one draft after the other"
+    assert facts["aux layer ids"] == "[2, 4, 5] entering a layer (vLLM), [1, 3, 4] leaving a layer (SGLang)"
+    assert command(out, "SGLang")[-8:] == [
+        "--speculative-draft-model-path", str(tmp_path / "head"), "--speculative-num-steps", "4",
+        "--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", "5",
+    ]  # fmt: skip
+    assert "EAGLE3" in command(out, "SGLang")
+    assert json.loads(command(out, "vLLM")[-1])["parallel_drafting"] is False
+    _, _, _, out = inspect(capsys, write_flat(tmp_path / "other", config.replace(norm_before_residual=True)))
+    assert "no: its EAGLE3 does not read norm_before_residual" in out
+    _, _, _, out = inspect(capsys, write_training_checkpoint(tmp_path / "step-1", config))
+    assert out.count("python -m trainer export") == 2
+    assert convert([str(tmp_path / "head"), str(tmp_path / "new"), "--to", "speculators"]) == 1
+    assert "is an EAGLE-3 head" in capsys.readouterr().err

@@ -8,7 +8,6 @@ import json
 import shutil
 
 import pytest
-from refusal import refused
 from tiny_run import run_options
 
 from trainer.__main__ import main
@@ -69,11 +68,6 @@ SETTINGS = [
     ("loss.depth_weights=[1,1,-1]", "must not be negative"),
     ("eval.num_draft_tokens=[0]", "at least 1"),
     ("eval.max_new_tokens=1", "eval.max_new_tokens"),
-    ("states.source=disk", "states.source"),
-    ("states.on_miss=skip", "states.on_miss"),
-    ("states.dtype=float16", "states.dtype"),
-    ("states.keep=false", "states.keep: false is for states.source: cache"),
-    ("states.tokens_per_shard=0", "states.tokens_per_shard"),
     ("log_every=0", "log_every"),
     ("checkpoint_every=0", "checkpoint_every"),
     ("seed=-1", "seed"),
@@ -135,6 +129,13 @@ def finished(target_dir, data_file, tmp_path_factory):
     return run
 
 
+def refused(arguments, code, says, capsys):
+    assert main(arguments) == code
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert says in error
+
+
 @pytest.mark.parametrize("verb", ["train", "eval", "export"])
 @pytest.mark.parametrize(("override", "says"), SETTINGS)
 def test_settings(files, target_dir, data_file, tmp_path, capsys, verb, override, says):
@@ -159,6 +160,16 @@ def test_target_and_data(files, target_dir, data_file, tmp_path, capsys, overrid
 
 def cut(path):
     path.write_bytes(path.read_bytes()[:200])
+
+
+def tensors_of(run):
+    (path,) = (run / "checkpoints/step-00000002").glob("*.safetensors")
+    return path
+
+
+def spoil_header(path):
+    """The same size, so that only reading it tells."""
+    path.write_bytes(b"\xff" * 16 + path.read_bytes()[16:])
 
 
 def without_tensor(head):
@@ -199,7 +210,9 @@ def test_eval_of_a_damaged_head(finished, target_dir, data_file, tmp_path, capsy
         (lambda run: shutil.rmtree(run / "checkpoints"), "no checkpoint to export"),
         (lambda run: (run / "checkpoints/step-00000002/state.json").unlink(), "cannot be read"),
         (lambda run: cut(run / "checkpoints/step-00000002/state.json"), "step-00000002: the checkpoint cannot be read"),
-        (lambda run: cut(run / "checkpoints/step-00000002/drafter.safetensors"), "drafter.safetensors: cannot be read"),
+        (lambda run: cut(tensors_of(run)), "safetensors: has 200 bytes"),
+        (lambda run: tensors_of(run).unlink(), "safetensors: is missing"),
+        (lambda run: spoil_header(tensors_of(run)), "step-00000002: cannot be read"),
         (lambda run: cut(run / "metrics.json"), "metrics.json: not valid JSON"),
         (lambda run: (run / "exported").mkdir(), "exported: exists already"),
     ],

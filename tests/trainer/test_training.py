@@ -44,6 +44,10 @@ def build(config: RunConfig):
     return new_state(config, drafter, len(rows)), rows, states, make_contract(config, drafter, rows)
 
 
+def stored(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return {name: t for path in checkpoint.glob("*.safetensors") for name, t in load_file(path).items()}
+
+
 def assert_same_weights(a, b):
     for (name, x), (_, y) in zip(a.named_parameters(), b.named_parameters(), strict=True):
         assert torch.equal(x, y), name
@@ -145,8 +149,9 @@ def test_only_the_newest_checkpoints_are_kept(run_config):
 def test_a_checkpoint_holds_fp32_weights_and_no_pickle(run_config):
     run_train(changed(run_config, precision="bf16"))
     path = newest_checkpoint(run_config.output / "checkpoints")
-    assert sorted(p.suffix for p in path.iterdir()) == [".json", *[".safetensors"] * 3]
-    tensors = {**load_file(path / "drafter.safetensors"), **load_file(path / "optimizer.safetensors")}
+    assert {p.suffix for p in path.iterdir()} == {".json", ".safetensors"}
+    tensors = stored(path)
+    assert {"fc.weight", "fc.weight:exp_avg", "fc.weight:exp_avg_sq", "fc.weight:step"} <= tensors.keys()
     assert {t.dtype for t in tensors.values() if t.is_floating_point()} == {torch.float32}
 
 
@@ -154,12 +159,13 @@ def test_accumulated_rows_share_one_denominator(run_config):
     """Two rows in one step have the gradient of the mean over both rows' elements, not the mean of two means."""
     config = changed(run_config, "optim", rows_per_step=2, max_grad_norm=1e9)
     state, rows, states, _ = build(config)
-    work = [loop._prepare(config, state, rows[i], states) for i in RowSampler(len(rows), config.seed).take(2)]
-    counts = [int(charged.sum()) for _, _, charged in work]
+    taken = RowSampler(len(rows), config.seed).take(2)
+    work = [loop._prepare(config, state, rows[i], position, states) for position, i in enumerate(taken)]
+    counts = [int(row.charged.sum()) for row in work]
     assert counts[0] != counts[1]
     total = None
-    for (batch, elements, charged), count in zip(work, counts, strict=True):
-        loss_and_backward(state.drafter, batch, elements, target_head=states.head, charged=charged)
+    for row, count in zip(work, counts, strict=True):
+        loss_and_backward(state.drafter, row.batch, row.elements, target_head=states.head, charged=row.charged)
         grads = [p.grad * count / sum(counts) for p in state.drafter.parameters()]
         total = grads if total is None else [a + b for a, b in zip(total, grads, strict=True)]
         state.drafter.zero_grad()
@@ -313,7 +319,7 @@ def test_weights_that_overflow_are_never_saved(run_config, monkeypatch, every, s
         run_train(config)
     newest = newest_checkpoint(config.output / "checkpoints")
     assert newest.name == f"step-{newest_step:08d}"
-    assert all(torch.isfinite(t).all() for t in load_file(newest / "drafter.safetensors").values())
+    assert all(torch.isfinite(t).all() for t in stored(newest).values())
     assert not (config.output / "head").exists()
 
 

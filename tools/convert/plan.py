@@ -57,6 +57,8 @@ class Plan:
 
 def make_plan(source: Source, to: str, target: Target | None = None, aux_ids_name_outputs: bool = False) -> Plan:
     """Raises InputError where the head cannot be carried over, or does not fit the target."""
+    if source.config.in_turn:
+        raise InputError(f"{source.directory}: is an EAGLE-3 head (parallel_drafting is false), not a P-EAGLE head")
     plan = Plan(to, source.config)
     _carry_extras(plan, source)
     _carry_target_architectures(plan, source, target)
@@ -86,12 +88,10 @@ def misfits(config: PEagleConfig, target: Target) -> Iterator[str]:
         config.aux_layer_ids_for(text.num_hidden_layers)
     except InputError as error:
         yield str(error)
-    if target.tokenizer is not None and not is_free(config.mask_token_id, target.tokenizer):
-        token = target.tokenizer.convert_ids_to_tokens(config.mask_token_id)
-        yield (
-            f"mask token id {config.mask_token_id} is the token {token!r}, "
-            f"which the tokenizer of {target.directory} uses"
-        )
+    mask = config.mask_token_id
+    if mask is not None and target.tokenizer is not None and not is_free(mask, target.tokenizer):
+        token = target.tokenizer.convert_ids_to_tokens(mask)
+        yield (f"mask token id {mask} is the token {token!r}, which the tokenizer of {target.directory} uses")
 
 
 def _shift_aux_ids(plan: Plan) -> None:

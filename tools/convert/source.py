@@ -15,7 +15,8 @@ from peagle_core.config import PEagleConfig
 from peagle_core.config_formats import NEMO_ARCHITECTURE, config_from_dict, load_config_dict
 from peagle_core.errors import InputError
 from peagle_core.tensors import bare_name, expected_shapes, weight_files
-from trainer.checkpoints import read_contract
+from trainer.checkpoints import is_moment, read_contract, tensor_files
+from trainer.tensor_files import holds_parts
 
 TRAINING, SPECULATORS, NEMO, FLAT = "training checkpoint", "speculators", "NeMo", "flat"
 
@@ -83,9 +84,9 @@ def find_files(directory: Path) -> Files:
     """Raises InputError when the directory is no head, or a file lies elsewhere."""
     record = directory / "state.json"
     if record.is_file() and not (directory / "config.json").is_file():
-        _check_inside(directory, record, directory / "drafter.safetensors")
-        raw = _contract(directory, record)
-        return Files(directory, TRAINING, raw, record, [directory / "drafter.safetensors"])
+        raw, weights = _contract(directory, record), tensor_files(directory)
+        _check_inside(directory, record, *weights)
+        return Files(directory, TRAINING, raw, record, weights)
     raw, config_file = load_config_dict(directory), directory / "config.json"
     weights = weight_files(directory)
     _check_inside(directory, config_file, *weights)
@@ -93,11 +94,18 @@ def find_files(directory: Path) -> Files:
 
 
 def list_tensors(path: Path) -> list[StoredTensor]:
-    """What the header of a safetensors file lists. Raises InputError when the file is unreadable."""
+    """What the header of a safetensors file lists, without the moments of a training checkpoint.
+
+    Raises InputError when the file is unreadable or has parts of tensors.
+    """
     try:
         with safe_open(path, framework="pt") as file:
+            if holds_parts(file.metadata()):
+                raise InputError(f"{path}: has parts of tensors; `python -m trainer export` joins them to a head")
             found = []
             for name in file.keys():  # noqa: SIM118, safe_open is no mapping
+                if is_moment(name):
+                    continue
                 part = file.get_slice(name)
                 shape, dtype = tuple(part.get_shape()), part.get_dtype()
                 found.append(StoredTensor(path, name, shape, dtype, _nbytes(shape, dtype)))

@@ -33,6 +33,8 @@ AUX, MASK = "aux layer ids", "mask token id"  # facts
 # What vLLM 0.32 serves as EAGLE-3 in a flat config; it puts Eagle3 before other names.
 VLLM_LLAMA = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "LlamaForCausalLM")
 VLLM_QWEN3 = ("Eagle3Qwen3ForCausalLM", "Qwen3ForCausalLM")
+# Its class would load such a head without a word, and draft badly.
+NOT_IN_SGLANG_EAGLE3 = ("norm_before_residual", "qk_norm", "attention_bias")
 
 
 @dataclass
@@ -63,7 +65,10 @@ def inspect_head(directory: Path, target_directory: Path | None = None) -> Repor
         report.facts["unused tensors"] = ", ".join(unused)
     name = str(target_directory or config.target or "TARGET")
     tokens = config.num_depths or DEFAULT_SPECULATIVE_TOKENS
-    report.serving["SGLang"] = _sglang(files, name, tokens)
+    if config.in_turn and files.format == TRAINING:
+        report.serving["SGLang"] = report.serving["vLLM"] = "not as it is: python -m trainer export makes a head of it"
+        return report
+    report.serving["SGLang"] = _sglang(files, config, name, tokens)
     report.serving["vLLM"] = _vllm(files, config, tensors, name, tokens)
     return report
 
@@ -118,7 +123,7 @@ def _describe(report: Report, config: PEagleConfig, tensors: list[StoredTensor])
     if ids is not None:
         outputs = [i - 1 for i in ids]
         facts[AUX] = f"{list(ids)} entering a layer (vLLM), {outputs} leaving a layer (SGLang)"
-    facts[MASK] = str(config.mask_token_id)
+    facts[MASK] = "none: an EAGLE-3 head, one draft after the other" if config.in_turn else str(config.mask_token_id)
     used = [t for t in tensors if t.bare not in ("d2t", "t2d") and not t.bare.startswith("verifier_")]
     dtypes = ", ".join(dtype for dtype, _ in Counter(t.dtype for t in used).most_common())
     size = sum(t.nbytes for t in used)
@@ -145,7 +150,7 @@ def _describe_target(report: Report, config: PEagleConfig, target: Target | None
         return
     found = list(misfits(config, target))
     report.problems += found
-    if target.tokenizer is not None and not any(problem.startswith(MASK) for problem in found):
+    if target.tokenizer is not None and not config.in_turn and not any(problem.startswith(MASK) for problem in found):
         report.facts[MASK] += ", which no text contains"
     theirs = target.config.max_position_embeddings
     if config.max_position_embeddings < theirs:
@@ -172,13 +177,18 @@ def _check_tensors(report: Report, config: PEagleConfig, tensors: list[StoredTen
     return unused
 
 
-def _sglang(files: Files, target: str, tokens: int) -> str:
+def _sglang(files: Files, config: PEagleConfig, target: str, tokens: int) -> str:
     if files.format == TRAINING:
         return _convert_first(files, ["it is a training checkpoint"], "peagle")
-    command = ["python", "-m", "sglang.launch_server", "--model-path", target, "--speculative-algorithm", "PEAGLE"]
-    return shlex.join(
-        [*command, "--speculative-draft-model-path", str(files.directory), "--speculative-num-steps", str(tokens)]
-    )
+    unread = [name for name in NOT_IN_SGLANG_EAGLE3 if config.in_turn and getattr(config, name)]
+    if unread:
+        return f"no: its EAGLE3 does not read {', '.join(unread)}"
+    command = ["python", "-m", "sglang.launch_server", "--model-path", target, "--speculative-algorithm"]
+    command += ["EAGLE3" if config.in_turn else "PEAGLE", "--speculative-draft-model-path", str(files.directory)]
+    command += ["--speculative-num-steps", str(tokens)]
+    if config.in_turn:
+        command += ["--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", str(tokens + 1)]
+    return shlex.join(command)
 
 
 def _vllm(files: Files, config: PEagleConfig, tensors: list[StoredTensor], target: str, tokens: int) -> str:
@@ -186,7 +196,7 @@ def _vllm(files: Files, config: PEagleConfig, tensors: list[StoredTensor], targe
     if obstacles:
         return _convert_first(files, obstacles, "vllm")
     speculative = {"method": "eagle3", "model": str(files.directory), "num_speculative_tokens": tokens,
-                   "parallel_drafting": True}  # fmt: skip
+                   "parallel_drafting": not config.in_turn}  # fmt: skip
     return shlex.join(["vllm", "serve", target, "--speculative-config", json.dumps(speculative)])
 
 

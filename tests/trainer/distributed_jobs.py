@@ -1,0 +1,176 @@
+"""What the tests of several processes run, in one process or, by torchrun, in two:
+
+python distributed_jobs.py TARGET DATA DIRECTORY    (everything; the first process writes results.pt)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_run import run_options
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from peagle_core.errors import InputError
+from trainer import distributed, loop
+from trainer.checkpoints import newest_checkpoint
+from trainer.config import RunConfig
+from trainer.data.packing import PackedRow
+from trainer.load_config import load_config
+from trainer.lockstep import apart
+from trainer.loop import new_state, train_step
+from trainer.material import load_material
+from trainer.new_drafter import new_drafter
+from trainer.run import run_train
+from trainer.states.in_process import InProcessStates
+
+FROZEN = ("drafter.train_lm_head=false", "drafter.train_embedding=false")
+# A run that is measured at step 2, where the weights are sharded, and at step 4.
+MEASURED = ("optim.rows_per_step=3", "eval.every=2", "eval.every_prompts=1")
+# Rows a step, and what else is set. Of 1 row one process has none; row 2 charges nothing.
+STEPS: dict[str, tuple[str, ...]] = {
+    "flat, 3 rows": ("optim.rows_per_step=3",),
+    "partition, 5 rows": ("optim.rows_per_step=5", "mode=partition", "num_segments=3"),
+    "stream, 3 rows": ("optim.rows_per_step=3", "mode=stream", "chunk_rows=7"),
+    "flat, 1 row": ("optim.rows_per_step=1",),
+    "stream, frozen": ("optim.rows_per_step=3", "mode=stream", "chunk_rows=7", *FROZEN),
+    "small vocabulary": ("optim.rows_per_step=3", "drafter.draft_vocab_size=60"),
+    "dropout": ("optim.rows_per_step=3", "drafter.hidden_state_design=regularised_ntp"),
+    "in turn": ("optim.rows_per_step=3", "algorithm=eagle3", "mode=stream", "chunk_rows=7"),
+    "weights": ("optim.rows_per_step=3", "loss.depth_weights=[1.0,0.5,0.25]"),
+}
+
+
+def options(target: Path, data: Path, output: Path, *more: str) -> RunConfig:
+    return load_config(None, [*run_options(target, data, output), *more])
+
+
+def rows() -> list[PackedRow]:
+    """Six rows of different lengths; the third charges nothing."""
+    generator = torch.Generator().manual_seed(5)
+    made = []
+    for number, lengths in enumerate(([30, 12, 3], [9], [14, 20], [40], [5, 5, 5, 60], [25])):
+        n = sum(lengths)
+        made.append(
+            PackedRow(
+                torch.randint(5, 280, (n,), generator=generator),
+                (torch.rand(n, generator=generator) < 0.9) & torch.tensor(number != 2),
+                torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
+            )
+        )
+    return made
+
+
+def take_steps(config: RunConfig, count: int = 4) -> dict[str, Any]:
+    """Loss, gradient norm and summed gradients of the first steps over `rows`, and the weights after them."""
+    material = load_material(config)
+    drafter = new_drafter(config, material.target, material.mask_token_id, material.train)
+    states = InProcessStates(material.target, drafter.config.aux_layer_ids)
+    state = new_state(config, drafter, len(rows()))
+    found: dict[str, Any] = {"loss": [], "norm": [], "gradients": [], "tokens": []}
+    clip = loop.clip_gradients
+
+    def note(drafter: Any, max_norm: float) -> float:
+        found["gradients"].append({n: whole(p.grad) for n, p in drafter.named_parameters() if p.grad is not None})
+        return clip(drafter, max_norm)
+
+    loop.clip_gradients = note
+    try:
+        for _ in range(count):
+            metrics, norm = train_step(config, state, rows(), states)
+            found["loss"].append(None if metrics is None else metrics.loss)
+            found["norm"].append(norm)
+            found["tokens"].append(state.tokens)
+    finally:
+        loop.clip_gradients = clip
+    found["weights"] = {name: whole(p) for name, p in drafter.named_parameters()}
+    return found
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def stopped_and_resumed(target: Path, data: Path, directory: Path) -> dict[str, Any]:
+    """A sharded run that one process is told to stop after step 3; then a replicated one that goes on."""
+    config = options(target, data, directory / "run", *MEASURED, "parallel=fsdp")
+    step = loop.train_step
+
+    def step_and_signal(config: RunConfig, state: Any, *rest: Any) -> Any:
+        result = step(config, state, *rest)
+        if state.step == 3 and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    loop.train_step = step_and_signal
+    try:
+        stopped = run_train(config)
+    finally:
+        loop.train_step = step
+    if distributed.is_main():
+        shutil.copytree(directory / "run", directory / "stopped")
+    distributed.barrier()
+    newest = newest_checkpoint(config.output / "checkpoints")
+    assert newest is not None
+    finished = run_train(config.model_copy(update={"parallel": "ddp"}), resume=True)
+    return {"stopped": stopped, "newest": newest.name, "finished": finished}
+
+
+def errors() -> dict[str, list[str]]:
+    """What every process is told when something is wrong in one."""
+    told = {}
+    for name, work in {"apart": _fails_apart, "sent": _sends, "same": _differs, "shared": _not_shared}.items():
+        try:
+            work()
+            words = "nothing"
+        except InputError as error:
+            words = f"{error}; known: {distributed.known_to_all(error)}"
+        told[name] = distributed.exchange(words)
+    return told
+
+
+def _fails_apart() -> None:
+    with apart():
+        if distributed.rank() == 1:
+            raise InputError("row 7 is wrong")
+
+
+def _sends() -> None:
+    """One process fails somewhere, the others wait for something else."""
+    if distributed.rank() == 1:
+        raise distributed.send_error(InputError("no such file"))
+    distributed.sum_metrics(None)
+
+
+def _differs() -> None:
+    distributed.check_same({"data": distributed.rank()}, "the data")
+
+
+def _not_shared() -> None:
+    distributed.check_shared(Path(sys.argv[3]) / f"seen-by-{distributed.rank()}")
+
+
+def main() -> None:
+    target, data, directory = map(Path, sys.argv[1:])
+    torch.set_num_threads(1)
+    with distributed.process_group():
+        results: dict[str, Any] = {"errors": errors()}
+        for parallel in ("ddp", "fsdp"):
+            for name, settings in STEPS.items():
+                config = options(target, data, directory / "none", f"parallel={parallel}", *settings)
+                results[f"{parallel}: {name}"] = take_steps(config)
+        config = options(target, data, directory / "none", "parallel=fsdp", "optim.optimizer=muon")
+        results["muon"] = take_steps(config)
+        results["run"] = stopped_and_resumed(target, data, directory)
+        if distributed.is_main():
+            torch.save(results, directory / "results.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The trainer's accuracies by depth are the reference loop's: the same counts on the same text, to the last element."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tiny_run import run_options
+from torch import Tensor
+
+from peagle_core.checkpoint import load_drafter
+from peagle_core.elements import Elements, supervised
+from peagle_core.generate import DraftCache, draft_logits
+from trainer.data.documents import Document
+from trainer.data.packing import pack
+from trainer.evaluate import teacher_forced
+from trainer.export import greedy
+from trainer.load_config import load_config
+from trainer.material import load_material
+from trainer.run import run_train
+from trainer.states.in_process import InProcessStates
+
+DEPTHS = 4
+
+
+@pytest.fixture(scope="module")
+def trained(target_dir, data_file, tmp_path_factory):
+    """(configuration, states, {name: documents}, drafter). The drafter has learned the documents, with half of the
+    vocabulary: answers that the target never gave, and its own greedy ones, of unequal lengths.
+    """
+    folder = tmp_path_factory.mktemp("forced")
+    options = [
+        *run_options(target_dir, folder / "foreign.jsonl", folder / "run"), "optim.max_steps=80", "log_every=80",
+        f"drafter.num_depths={DEPTHS}", "drafter.num_hidden_layers=2", "drafter.draft_vocab_size=144",
+        "drafter.retention=1.0", "eval.num_prompts=0",
+    ]  # fmt: skip
+    (folder / "foreign.jsonl").write_text("".join(data_file.read_text().splitlines(keepends=True)[:5]))
+    material = load_material(load_config(None, [*options, f"data.heldout={data_file}"]))
+    own = [answered(material.target, document, 16 + 6 * i) for i, document in enumerate(material.train)]
+    records = [{"input_ids": d.input_ids.tolist(), "loss_mask": d.loss_mask.long().tolist()} for d in own]
+    (folder / "own.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    both = f"data.train=[{folder / 'foreign.jsonl'},{folder / 'own.jsonl'}]"
+    config = load_config(None, [*options, both, f"data.heldout={data_file}"])
+    run_train(config)
+    drafter = load_drafter(config.output / "head").eval()
+    states = InProcessStates(material.target, drafter.config.aux_layer_ids)
+    return config, states, {"foreign": list(material.train), "own": own}, drafter
+
+
+def answered(target, document: Document, length: int) -> Document:
+    """The document's prompt and the target's greedy answer."""
+    prompt = document.input_ids[: int(document.loss_mask.long().argmax())]
+    ids = torch.cat([prompt, torch.tensor(greedy(target, prompt, length, None))])
+    return Document(ids, torch.arange(len(ids)) >= len(prompt))
+
+
+def counted(drafter, states, document: Document) -> tuple[Tensor, Tensor]:
+    """(right, asked), int64[K] each, by the loop of `peagle_core.generate`, one token of the text at a time.
+
+    A draft is asked where the trainer charges for one: the tokens from behind the anchor to the drafted one are of one
+    answer, and the target's most likely token is in the draft vocabulary.
+    """
+    (row,) = pack([document], len(document))
+    batch = states(row)
+    wanted = (batch.final_hidden @ states.head.T).argmax(-1)  # [n]: of the token after each
+    in_vocabulary = set(drafter.target_ids(torch.arange(drafter.config.draft_vocab_size)).tolist())
+    right, asked = torch.zeros(2, DEPTHS, dtype=torch.int64)
+    cache = DraftCache()
+    for anchor in range(len(document) - 1):
+        tokens, aux = batch.input_ids[anchor + 1 : anchor + 2], batch.aux[anchor : anchor + 1]
+        drafts = drafter.target_ids(draft_logits(drafter, cache, tokens, aux, DEPTHS, anchor).argmax(-1))
+        chain = Elements(torch.full((DEPTHS,), anchor), torch.arange(DEPTHS))
+        for depth in supervised(chain, batch.loss_mask, batch.doc_ids).nonzero().squeeze(-1).tolist():
+            label = int(wanted[anchor + depth + 1])
+            if label in in_vocabulary:
+                asked[depth] += 1
+                right[depth] += int(drafts[depth]) == label
+    return right, asked
+
+
+@pytest.mark.parametrize("mode", ["flat", "stream"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("text", ["foreign", "own"])
+def test_accuracies_are_the_loops_to_the_last_element(trained, mode, packed, text):
+    config, states, documents, drafter = trained
+    config, documents = config.model_copy(update={"mode": mode}), documents[text]
+    rows = pack(documents, 1000) if packed else [pack([document], 1000)[0] for document in documents]
+    assert len(rows) == (1 if packed else 5)
+    found = teacher_forced(config, drafter, states, rows)
+    right, asked = torch.stack([torch.stack(counted(drafter, states, document)) for document in documents]).sum(0)
+    assert found.correct.tolist() == right.tolist()
+    assert found.total.tolist() == asked.tolist()
+    assert found.accuracy == (right / asked).tolist()
+    assert asked[-1] / 4 < right[-1] < asked[-1] < asked[0]
