@@ -51,18 +51,25 @@ def _introduction(results: list[Result], rows: dict[str, Row], found: list[Diffe
         "Target and data are the demo's (`make demo`): a Llama of 8 layers and width 128, trained on the character "
         "tables of Python's standard library, and its own greedy text. The paper's are large models on HumanEval and "
         "MT-Bench: signs can be compared, sizes hardly.\n\n"
-        f"Every run takes {_range(r.steps for r in results)} steps of 768 tokens: one pass over the demo's 1536 "
-        "generations, the demo's own recipe (Muon, peak learning rate 4e-3). More passes would bring rows closer "
-        "together, and all of it is to end within an hour on two cores.\n\n"
+        f"Every run takes {_range(r.steps for r in results)} steps of {_range(map(_tokens_of_a_step, results))} "
+        f"tokens, with {_range(r.settings['optim']['optimizer'] for r in results)} at a peak learning rate of "
+        f"{_range(r.settings['optim']['lr'] for r in results)}: what the demo's own head gets, and short enough for "
+        "all of it to end within an hour on two cores. It is one pass over the demo's generations, or two where "
+        "documents are cut at half their length. Nothing was tuned for a row.\n\n"
         f"Acceptance length: tokens per target pass, bonus included, of the reference loop at K = {drafts} "
         f"({drafts + 1} at most) on {_range(len(r.per_prompt) for r in results)} held-out prompts, "
         f"{_range(r.new_tokens for r in results)} greedy tokens. Its standard error over prompts is up to "
         f"{max(row.prompt_error for row in rows.values()):.3f}; but all rows draft for the same prompts, and in a "
         f"difference it is up to {max((d.prompt_error for d in found), default=0):.3f} (paired by prompt). The "
         f"standard deviation over seeds, pooled over all rows, is {seed_noise(rows):.3f}. The error of a change below "
-        f"joins both as the root of their squares, and a change within {THRESHOLD:g} errors is called noise.\n\n"
+        f"joins both as the root of their squares, and a change within {THRESHOLD:g} errors is called noise "
+        "(so about one in twenty differences that are not there would be called one).\n\n"
         f"![acceptance length of every configuration]({NAME}.png)"
     )
+
+
+def _tokens_of_a_step(result: Result) -> int:
+    return result.settings["data"]["row_length"] * result.settings["optim"]["rows_per_step"]
 
 
 def _range(values) -> str:

@@ -8,13 +8,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import yaml
 from tqdm import tqdm
 
 from peagle_core.errors import InputError
 from tools.ablations.material import Paths
 from tools.ablations.trial import Result, read_result
-from trainer.load_config import load_config
 
 CONFIGS = Path("trainer/configs/ablations")
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -49,10 +50,17 @@ class Suite:
         digest, found = self.paths.digest(), []
         for name, seed in trials(names, seeds):
             result = read_result(self.result_file(name, seed))
-            settings = load_config(self.configs / f"{name}.yaml", self.overrides(name, seed)).model_dump(mode="json")
-            if result and (result.settings, result.material) == (settings, digest):
+            says = yaml.safe_load((self.configs / f"{name}.yaml").read_text())
+            if result and result.material == digest and _agree(says, result.settings):
                 found.append(result)
         return found
+
+
+def _agree(says: Any, settings: Any) -> bool:
+    """Whether a run had all the settings that its file has now; what the file leaves out may have got a new name."""
+    if isinstance(says, dict):
+        return isinstance(settings, dict) and all(_agree(value, settings.get(key)) for key, value in says.items())
+    return says == settings
 
 
 def trials(names: list[str], seeds: range) -> list[tuple[str, int]]:
