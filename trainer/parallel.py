@@ -35,10 +35,10 @@ def settle_parallel(config: RunConfig) -> RunConfig:
 def _choose(config: RunConfig) -> str:
     """From sizes alone, as in a dry run."""
     target = meta_target(config)
+    shape = drafter_shape(config, target)
     with FakeTensorMode():
-        drafter = fake_drafter(config, drafter_shape(config, target))
-        fixed = (
-            target_size(config, target).bytes + state_bytes(drafter) + batch_bytes(config, drafter, distributed.size())
-        )
+        drafter = fake_drafter(config, shape)
+        state = state_bytes(drafter) + batch_bytes(config, drafter, distributed.size())
+    fixed = target_size(config, target).bytes + state
     room = GPU_SHARE * (1 - FOR_ACTIVATIONS) * device_memory(torch.device(config.device))
     return "ddp" if fixed <= room else "fsdp"

@@ -16,11 +16,14 @@ import pytest
 import torch
 from distributed_jobs import STEPS, options, take_steps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_run import run_options
 
 from peagle_core.checkpoint import load_drafter
 from trainer.__main__ import main
 from trainer.checkpoints import newest_checkpoint
+from trainer.config import ConfigError
 from trainer.export import run_export
+from trainer.parallel import settle_parallel
 from trainer.run import run_train
 
 PAIRS = [f"{parallel}: {name}" for parallel in ("ddp", "fsdp") for name in STEPS]
@@ -176,8 +179,6 @@ def refused(capsys, arguments: list[str], says: str) -> None:
 
 
 def test_launched_wrongly_is_one_sentence(target_dir, data_file, tmp_path, capsys, monkeypatch):
-    from tiny_run import run_options
-
     train = ["train", *run_options(target_dir, data_file, tmp_path / "run")]
     refused(capsys, [*train, "parallel=fsdp"], "parallel: fsdp is for several processes; start them with `torchrun")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -190,3 +191,23 @@ def test_launched_wrongly_is_one_sentence(target_dir, data_file, tmp_path, capsy
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     refused(capsys, train, "1 processes on a machine with 0 GPUs")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("gib", "choice"), [(16, "ddp"), (0.0005, "fsdp")])
+def test_auto_is_what_fits(target_dir, data_file, tmp_path, monkeypatch, gib, choice):
+    monkeypatch.setattr("trainer.distributed.size", lambda: 2)
+    monkeypatch.setattr("trainer.distributed.exchange", lambda value: [value] * 2)
+    monkeypatch.setattr("trainer.parallel.device_memory", lambda _: int(gib * 2**30))
+    config = options(target_dir, data_file, tmp_path)
+    assert settle_parallel(config).parallel == choice
+    asked = config.model_copy(update={"parallel": "ddp"})
+    assert settle_parallel(asked) is asked
+    with pytest.raises(ConfigError, match="device: cuda:1 is one for 2 processes"):
+        settle_parallel(config.model_copy(update={"device": "cuda:1"}))
+
+
+def test_some_verbs_are_for_one_process(target_dir, data_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("trainer.distributed.size", lambda: 2)
+    monkeypatch.setattr("trainer.distributed.exchange", lambda value: [value] * 2)
+    for verb in ("export", "prepare"):
+        refused(capsys, [verb, *run_options(target_dir, data_file, tmp_path / "run")], f"{verb} is for one process")
