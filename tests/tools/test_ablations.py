@@ -85,6 +85,7 @@ PAPER_SAYS_MORE = Contrast("S", "a", "b", "text", (Published("HumanEval", 3.0, 2
     ("contrast", "change", "says", "held"),
     [
         (PAPER_SAYS_MORE, 0.1, "as in the paper", True),
+        (PAPER_SAYS_MORE, 0.05, "as in the paper", True),
         (PAPER_SAYS_MORE, -0.1, "NOT as in the paper", False),
         (PAPER_SAYS_MORE, 0.01, "within noise", False),
         (dataclasses.replace(PAPER_SAYS_MORE, expects="not less"), 0.01, "within noise", True),
