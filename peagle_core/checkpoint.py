@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from peagle_core.config import PEagleConfig
 from peagle_core.config_formats import refuse_experiments, write_flat_config
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
+from peagle_core.target import Ends
 from peagle_core.tensors import (
     SHARED,
     TensorCheck,
@@ -68,9 +68,7 @@ def collect_part(named: Iterable[tuple[str, Tensor]], config: PEagleConfig, wher
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-def load_drafter(
-    directory: str | Path, dtype: torch.dtype | None = None, target: PreTrainedModel | None = None
-) -> PEagleDrafter:
+def load_drafter(directory: str | Path, dtype: torch.dtype | None = None, target: Ends | None = None) -> PEagleDrafter:
     """Load any P-EAGLE head. dtype: of the parameters, default as stored. target: a transformers causal LM whose
     embedding and head stand in where the checkpoint has none. Raises InputError, see `read_tensors`.
     """

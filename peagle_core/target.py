@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peagle_core.errors import InputError
+
+
+class Ends(Protocol):
+    """What is read of a target besides its states; a transformers causal LM has it."""
+
+    config: Any
+
+    def get_input_embeddings(self) -> nn.Module: ...
+
+    def get_output_embeddings(self) -> nn.Module: ...
 
 
 def pick_states(hidden_states: tuple[Tensor, ...], aux_layer_ids: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -30,7 +40,7 @@ def run_target(target: PreTrainedModel, input_ids: Tensor, aux_layer_ids: tuple[
     return output, aux
 
 
-def target_head(target: PreTrainedModel) -> Tensor:
+def target_head(target: Ends) -> Tensor:
     """[V, H_t]: the weight of the target's output head. Raises InputError where a distribution needs more than that."""
     head = target.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
@@ -38,4 +48,6 @@ def target_head(target: PreTrainedModel) -> Tensor:
     config = target.config.get_text_config()
     if getattr(config, "final_logit_softcapping", None):
         raise InputError("the target caps its logits (final_logit_softcapping), which P-EAGLE training does not handle")
-    return head.weight.detach()
+    weight = head.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()

@@ -1,7 +1,9 @@
-"""python -m trainer {prepare,train,eval,export}: train a P-EAGLE drafter for a target, measure it, save it.
+"""python -m trainer {prepare,extract,train,eval,export}: train a P-EAGLE drafter for a target, measure it, save it.
 
     python -m trainer prepare target=meta-llama/Llama-3.1-8B-Instruct data.train=answers.jsonl --to tokens
+    python -m trainer extract --config run.yaml --to states
     python -m trainer train target=meta-llama/Llama-3.1-8B-Instruct data.train=answers.jsonl
+    python -m trainer train --config run.yaml states.source=cache states.directory=states
     python -m trainer train --config run.yaml optim.lr=1e-4 drafter.num_hidden_layers=2
     python -m trainer train --config run.yaml --resume
     python -m trainer train --config trainer/configs/recipes/qwen3-8b.yaml --dry-run
@@ -79,6 +81,11 @@ def _run(options: argparse.Namespace) -> int:
 
         run_prepare(config, options.to)
         return 0
+    if options.verb == "extract":
+        from trainer.extract import run_extract
+
+        run_extract(config, options.to, options.yes)
+        return 0
     from trainer import run
 
     if options.verb == "train":
@@ -97,12 +104,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{prepare,train,eval,export}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{prepare,extract,train,eval,export}")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", type=Path, help="YAML file; without it only the overrides count")
     common.add_argument("overrides", nargs="*", metavar="key=value", help="for example optim.lr=1e-4 (values are YAML)")
     prepare = verbs.add_parser("prepare", parents=[common], help="tokenise data.train once, into a directory of shards")
     prepare.add_argument("--to", type=Path, help="directory to write (default: output_dir/data)")
+    extract = verbs.add_parser("extract", parents=[common], help="the target's hidden states of all data, to disk")
+    extract.add_argument("--to", type=Path, help="directory to write (default: states.directory)")
+    extract.add_argument("--yes", action="store_true", help="do not ask, however much it takes on the disk")
     train = verbs.add_parser("train", parents=[common], help="train a drafter, save output_dir/head and measure it")
     train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in output_dir")
     train.add_argument("--dry-run", action="store_true", help="check all sizes and estimate memory and time, no more")

@@ -74,18 +74,32 @@ def fresh_directory(path: Path) -> Iterator[Path]:
     _flush(path.parent)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write `path` whole. A killed process leaves `.<name>.partial-<process id>` beside it; an error leaves nothing."""
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` for a file that becomes `path`, whole, when the block ends without an error.
+
+    A killed process leaves `.<name>.partial-<process id>`; an error leaves nothing.
+    """
     partial = path.with_name(f".{path.name}{PARTIAL_SUFFIX}-{os.getpid()}")
     try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
+        _flush(partial)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write `path` whole, as `new_file` does."""
+    with new_file(path) as partial:
+        partial.write_bytes(data)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """What killed processes left of `new_file` in a directory that nobody else is writing to."""
+    for leftover in directory.glob(f".*{PARTIAL_SUFFIX}-*"):
+        leftover.unlink(missing_ok=True)
 
 
 def finish_directory(partial: Path, path: Path) -> None:

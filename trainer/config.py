@@ -13,7 +13,7 @@ from peagle_core.attention import BACKENDS
 from peagle_core.errors import InputError
 from peagle_core.training import MODES
 from trainer.algorithm import fill_in, misfits
-from trainer.sections import DataConfig, DrafterConfig, EvalConfig, LossConfig, OptimConfig, Section
+from trainer.sections import DataConfig, DrafterConfig, EvalConfig, LossConfig, OptimConfig, Section, StatesConfig
 
 
 class ConfigError(InputError):
@@ -38,6 +38,7 @@ class RunConfig(Section):
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
     eval: EvalConfig = EvalConfig()
+    states: StatesConfig = StatesConfig()
     mode: str = "auto"
     attention: str = "auto"
     num_segments: int | None = Field(default=None, ge=1)
@@ -144,6 +145,10 @@ class RunConfig(Section):
     def output(self) -> Path:
         assert self.output_dir is not None
         return self.output_dir
+
+    @property
+    def states_directory(self) -> Path:
+        return self.states.directory or self.output / "states"
 
     def save(self, path: Path) -> None:
         """Write the resolved configuration as YAML that `load_config` takes again."""

@@ -77,17 +77,22 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     config: RunConfig,
-    target: PreTrainedModel,
+    target: PreTrainedModel | None,
     drafter: PEagleDrafter,
     states: StateSource,
     rows: Sequence[PackedRow],
     prompts: Sequence[Tensor],
     eos_token_id: int | None,
 ) -> Evaluation:
-    """rows: held-out, packed; prompts: int64[n] each. The drafter must be float32, on the target's device."""
+    """rows: held-out, packed; prompts: int64[n] each. The drafter must be float32, on the target's device.
+
+    target None: no drafter loop.
+    """
     forced = teacher_forced(config, drafter, states, rows)
-    ks = config.eval.num_draft_tokens if prompts else ()
-    acceptance = [measure_acceptance(target, drafter, prompts, k, config.eval.max_new_tokens, eos_token_id) for k in ks]
+    acceptance = []
+    if target is not None and prompts:
+        for k in config.eval.num_draft_tokens:
+            acceptance.append(measure_acceptance(target, drafter, prompts, k, config.eval.max_new_tokens, eos_token_id))
     if forced is None:
         return Evaluation(None, [], None, acceptance)
     return Evaluation(forced.loss, forced.accuracy, forced.expected_accept_length, acceptance)

@@ -74,7 +74,8 @@ def _read(path: Path) -> dict | None:
 def _verify(config: RunConfig, head: Path) -> None:
     """Serve from the files. In float32 the output must equal the target's; below that, ties may break otherwise."""
     material = load_material(config)
-    target = material.target
+    target = material.model
+    assert target is not None
     drafter = load_drafter(head, torch.float32, target).to(config.device)
     documents = [*material.heldout, *material.train]  # held-out ones first
     prompts = prompts_of(documents, VERIFY_PROMPTS, config.eval.prompt_tokens)

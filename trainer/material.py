@@ -12,7 +12,7 @@ from trainer.config import ConfigError, RunConfig
 from trainer.data.documents import Document, read_documents
 from trainer.data.prepared import PreparedDocuments, is_prepared, open_prepared
 from trainer.mask_token import resolve_mask_token_id
-from trainer.target import embedding, load_target, load_tokenizer
+from trainer.target import TargetEnds, embedding, load_ends, load_target, load_tokenizer
 
 # Without held-out files every 50th document is set aside, 64 at most.
 HELDOUT_EVERY, HELDOUT_MOST = 50, 64
@@ -20,23 +20,32 @@ HELDOUT_EVERY, HELDOUT_MOST = 50, 64
 
 @dataclass(frozen=True)
 class Material:
-    """mask_token_id: resolved, None for EAGLE-3; eos_token_id: None when the target has no end token."""
+    """target: the model or its two ends; mask_token_id: resolved, None for EAGLE-3; eos_token_id: None when the target
+    has none.
+    """
 
-    target: PreTrainedModel
+    target: PreTrainedModel | TargetEnds
     train: Sequence[Document]
     heldout: Sequence[Document]
     mask_token_id: int | None
     eos_token_id: int | None
 
     @property
+    def model(self) -> PreTrainedModel | None:
+        """The whole target, where it was loaded."""
+        return self.target if isinstance(self.target, PreTrainedModel) else None
+
+    @property
     def num_target_layers(self) -> int:
         return self.target.config.get_text_config().num_hidden_layers
 
 
-def load_material(config: RunConfig) -> Material:
-    """Raises InputError, one sentence naming the place, for anything wrong with target or data."""
+def load_material(config: RunConfig, whole: bool = True) -> Material:
+    """whole: with the target's layers. Raises InputError, one sentence naming the place, for anything wrong with target
+    or data.
+    """
     tokenizer = load_tokenizer(config)
-    target = load_target(config)
+    target = load_target(config) if whole else load_ends(config)
     vocab = len(embedding(target))
     mask_token_id = None
     if config.algorithm == "peagle":
@@ -94,6 +103,6 @@ def _select(documents: Sequence[Document], places: Sequence[int]) -> Sequence[Do
     return documents.select(places) if isinstance(documents, PreparedDocuments) else [documents[i] for i in places]
 
 
-def _eos_token_id(target: PreTrainedModel) -> int | None:
+def _eos_token_id(target: PreTrainedModel | TargetEnds) -> int | None:
     eos = getattr(getattr(target, "generation_config", None), "eos_token_id", None)
     return eos[0] if isinstance(eos, list) else eos

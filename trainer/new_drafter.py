@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from peagle_core.config import PEagleConfig
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
-from peagle_core.target import target_head
+from peagle_core.target import Ends, target_head
 from trainer.config import RunConfig
 from trainer.data.documents import Document
 from trainer.data.prepared import PreparedDocuments
@@ -59,7 +58,7 @@ def drafter_config(config: RunConfig, target_config: Any, mask_token_id: int | N
 
 
 def new_drafter(
-    config: RunConfig, target: PreTrainedModel, mask_token_id: int | None, documents: Sequence[Document]
+    config: RunConfig, target: Ends, mask_token_id: int | None, documents: Sequence[Document]
 ) -> PEagleDrafter:
     """fp32, on the target's device. documents: the training data, counted when draft_vocab_size is smaller than V."""
     table, head = embedding(target), target_head(target)

@@ -39,6 +39,6 @@ def _choose(config: RunConfig) -> str:
     with FakeTensorMode():
         drafter = fake_drafter(config, shape)
         state = state_bytes(drafter) + batch_bytes(config, drafter, distributed.size())
-    fixed = target_size(config, target).bytes + state
+    fixed = state + (target_size(config, target).bytes if config.states.source == "in_process" else 0)
     room = GPU_SHARE * (1 - FOR_ACTIVATIONS) * device_memory(torch.device(config.device))
     return "ddp" if fixed <= room else "fsdp"

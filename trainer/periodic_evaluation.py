@@ -36,7 +36,7 @@ class PeriodicEvaluation:
         try:
             with self.state.weights.whole():
                 result = evaluate(
-                    self.config, self.material.target, drafter, self.states, self.rows, self.prompts,
+                    self.config, self.material.model, drafter, self.states, self.rows, self.prompts,
                     self.material.eos_token_id,
                 )  # fmt: skip
         finally:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from peagle_core.checkpoint import load_drafter, save_drafter
 from peagle_core.config_formats import config_record
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
+from peagle_core.target import Ends
 from trainer import distributed
 from trainer.checkpoints import is_checkpoint, load_checkpoint, load_trained, newest_checkpoint
 from trainer.config import ConfigError, RunConfig
@@ -32,8 +32,8 @@ from trainer.periodic_evaluation import PeriodicEvaluation
 from trainer.plan import settle
 from trainer.progress import Progress
 from trainer.records import data_summary, write_record
-from trainer.states.in_process import InProcessStates
-from trainer.target import weight_bytes
+from trainer.states.base import StateSource
+from trainer.states.sources import flush, open_states, remove, target_bytes
 
 
 def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
@@ -46,11 +46,12 @@ def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
     if newest and not resume:
         raise ConfigError(f"{newest} exists; add --resume to continue it, or choose another output_dir")
     asked, config = config, settle_parallel(config)
-    material = load_material(config)
+    material = load_material(config, whole=config.states.source == "in_process")
     rows = pack(material.train, config.data.row_length)
     drafter = new_drafter(config, material.target, material.mask_token_id, material.train)
-    config = settle(config, drafter, weight_bytes(material.target))
-    states = _states(material, drafter)
+    needed = {"data.train": material.train, "held-out": material.heldout}
+    states = open_states(config, material, drafter.config.aux_layer_ids_for(material.num_target_layers), needed)
+    config = settle(config, drafter, target_bytes(material, states))
     state = new_state(config, drafter, len(rows))
     contract = make_contract(config, drafter, rows)
     distributed.check_same(contract, "the drafter, the settings or the data")
@@ -72,6 +73,7 @@ def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
     try:
         evaluation = PeriodicEvaluation(config, material, state, states, progress)
         stopped = train(config, state, rows, states, progress, checkpoints, contract, evaluation)
+        flush(states)
         progress.bar.close()
         if stopped:
             print(f"{stopped.name}: stopped after step {state.step} of {state.total_steps}; continue with --resume")
@@ -84,16 +86,21 @@ def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
         else:
             design = drafter.config.hidden_state_design
             print(f"hidden_state_design {design} is for research: no head, only checkpoints")
-        result = _evaluate_saved(config, material, _saved(config), config.output / "metrics.json", state.step)
+        result = _evaluate_saved(config, material, _saved(config), config.output / "metrics.json", state.step, states)
         progress.evaluation(state.step, result)
     finally:
         progress.close()
+    if not config.states.keep:
+        distributed.barrier()
+        if distributed.is_main():
+            remove(states)
     return None
 
 
 def run_eval(config: RunConfig, head: Path | None = None) -> Evaluation:
     """Measure a head directory or a checkpoint (default: what the run saved) and write output_dir/eval.json."""
-    return _evaluate_saved(config, load_material(config), head or _saved(config), config.output / "eval.json")
+    material = load_material(config, whole=config.states.source == "in_process")
+    return _evaluate_saved(config, material, head or _saved(config), config.output / "eval.json")
 
 
 def _saved(config: RunConfig) -> Path:
@@ -134,14 +141,18 @@ def _digest(tensors: Iterable[torch.Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _states(material: Material, drafter: PEagleDrafter) -> InProcessStates:
-    return InProcessStates(material.target, drafter.config.aux_layer_ids_for(material.num_target_layers))
-
-
 def _evaluate_saved(
-    config: RunConfig, material: Material, head: Path, report: Path, step: int | None = None
+    config: RunConfig,
+    material: Material,
+    head: Path,
+    report: Path,
+    step: int | None = None,
+    states: StateSource | None = None,
 ) -> Evaluation:
-    """Measure what was saved, not what is in memory: the head's dtype is part of the result."""
+    """Measure what was saved, not what is in memory: the head's dtype is part of the result.
+
+    Without the whole target there is no drafter loop, only the held-out text.
+    """
     drafter = load_trained(head) if is_checkpoint(head) else load_drafter(head, torch.float32, material.target)
     drafter = drafter.to(config.device).eval()
     if drafter.config.target_hidden_size != _hidden_size(material.target):
@@ -149,16 +160,25 @@ def _evaluate_saved(
             f"{head}: was made for a target of hidden size {drafter.config.target_hidden_size}, "
             f"{config.target} has {_hidden_size(material.target)}"
         )
+    if states is None:
+        aux_layer_ids = drafter.config.aux_layer_ids_for(material.num_target_layers)
+        states = open_states(config, material, aux_layer_ids, {"held-out": material.heldout})
     prompts = prompts_of(material.heldout, config.eval.num_prompts, config.eval.prompt_tokens)
+    if material.model is None:
+        print(
+            "the drafter loop is left out, for states.source=cache holds no target; "
+            "`python -m trainer eval` with states.source=in_process runs it"
+        )
     result = evaluate(
         config,
-        material.target,
+        material.model,
         drafter,
-        _states(material, drafter),
+        states,
         pack(material.heldout, config.data.row_length),
         [prompt.to(config.device) for prompt in prompts],
         material.eos_token_id,
     )
+    flush(states)
     write_record(report, {"head": str(head), "target": config.target, "step": step, **result.to_dict()})
     print("\n".join([*result.lines(), f"written: {report}"]))
     return result
@@ -168,5 +188,5 @@ def _mask(material: Material) -> str:
     return "no mask token (EAGLE-3)" if material.mask_token_id is None else f"mask token {material.mask_token_id}"
 
 
-def _hidden_size(target: PreTrainedModel) -> int:
+def _hidden_size(target: Ends) -> int:
     return target.config.get_text_config().hidden_size

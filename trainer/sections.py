@@ -131,6 +131,28 @@ class LossConfig(Section):
     depth_weights: tuple[float, ...] | None = None
 
 
+class StatesConfig(Section):
+    """Where the target's hidden states come from, and the directory they are kept in (docs/training.md).
+
+    directory None: output_dir/states. on_miss: what training does with documents that are not there. keep false: the
+    directory's states are removed when a run has finished. dtype: of the numbers in a new directory.
+    tokens_per_shard: tokens of one file, and what a killed run repeats at most.
+    """
+
+    source: Literal["in_process", "cache"] = "in_process"
+    directory: Path | None = None
+    on_miss: Literal["fail", "generate"] = "fail"
+    keep: bool = True
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    tokens_per_shard: int = Field(default=32768, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> StatesConfig:
+        if self.source != "cache" and not self.keep:
+            raise ValueError(f"states.keep: false is for states.source: cache, found source: {self.source}")
+        return self
+
+
 class EvalConfig(Section):
     """The drafter loop on held-out prompts, and accuracies on held-out text: after training, and every `every` steps.
 

@@ -9,12 +9,12 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from peagle_core.errors import InputError
-from trainer.atomic import PARTIAL_SUFFIX, replace_file
+from trainer.atomic import PARTIAL_SUFFIX, remove_leftovers, replace_file
 from trainer.config import ConfigError
 
 SETTINGS = "settings.json"
@@ -31,16 +31,26 @@ def held(directory: Path, verb: str) -> Iterator[None]:
     Raises InputError when another one holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    handle = os.open(directory, os.O_RDONLY)
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            handle = stack.enter_context(lock(directory, wait=False))
         except BlockingIOError:
             raise InputError(f"{directory}: another {verb} is writing here") from None
         if not directory.exists() or not os.path.samestat(os.fstat(handle), directory.stat()):
-            # It was finished and given its name between the two lines above: this is a lock on something else.
+            # It was finished and given its name before it was locked: this is a lock on something else.
             raise InputError(f"{directory}: another {verb} finished here just now")
         yield
+
+
+@contextmanager
+def lock(directory: Path, wait: bool) -> Iterator[int]:
+    """Hold the directory's lock; yields the open directory. Raises BlockingIOError where another process holds it and
+    wait is off.
+    """
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield handle
     finally:
         os.close(handle)
 
@@ -51,8 +61,7 @@ def begin(directory: Path, settings: dict[str, Any]) -> None:
     Raises ConfigError naming the first setting that differs.
     """
     path = directory / SETTINGS
-    for leftover in directory.glob(f".*{PARTIAL_SUFFIX}-*"):
-        leftover.unlink(missing_ok=True)
+    remove_leftovers(directory)
     if path.is_file():
         refuse_other_settings(directory, json.loads(path.read_bytes()), settings)
     else:

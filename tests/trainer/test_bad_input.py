@@ -8,6 +8,7 @@ import json
 import shutil
 
 import pytest
+from refusal import refused
 from tiny_run import run_options
 
 from trainer.__main__ import main
@@ -68,6 +69,11 @@ SETTINGS = [
     ("loss.depth_weights=[1,1,-1]", "must not be negative"),
     ("eval.num_draft_tokens=[0]", "at least 1"),
     ("eval.max_new_tokens=1", "eval.max_new_tokens"),
+    ("states.source=disk", "states.source"),
+    ("states.on_miss=skip", "states.on_miss"),
+    ("states.dtype=float16", "states.dtype"),
+    ("states.keep=false", "states.keep: false is for states.source: cache"),
+    ("states.tokens_per_shard=0", "states.tokens_per_shard"),
     ("log_every=0", "log_every"),
     ("checkpoint_every=0", "checkpoint_every"),
     ("seed=-1", "seed"),
@@ -127,13 +133,6 @@ def finished(target_dir, data_file, tmp_path_factory):
     run = tmp_path_factory.mktemp("finished") / "run"
     assert main(["train", *run_options(target_dir, data_file, run), "eval.num_prompts=0", "optim.max_steps=2"]) == 0
     return run
-
-
-def refused(arguments, code, says, capsys):
-    assert main(arguments) == code
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ")
-    assert says in error
 
 
 @pytest.mark.parametrize("verb", ["train", "eval", "export"])

@@ -1,1 +1,5 @@
-"""Where hidden states come from: `base` is the interface, `in_process` a transformers target beside the drafter."""
+"""Where hidden states come from.
+
+`base` is the interface, `in_process` a transformers target beside the drafter, `cached` a directory of states (`store`,
+of `shards`); `sources` chooses.
+"""

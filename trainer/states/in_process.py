@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from peagle_core.errors import InputError
 from peagle_core.target import pick_states, run_target, target_head
 from peagle_core.training import Batch
 from trainer.data.packing import PackedRow
+from trainer.states.base import batch_of
 
 # Padding up to a quarter of the real tokens is cheaper than one more forward pass.
 MAX_PADDED = 1.25
@@ -31,8 +31,7 @@ class InProcessStates:
     def __call__(self, row: PackedRow) -> Batch:
         device = self.head.device
         documents = row.input_ids.split(row.lengths)
-        aux: list[Tensor | None] = [None] * len(documents)
-        final: list[Tensor | None] = [None] * len(documents)
+        aux, final = [documents[0]] * len(documents), [documents[0]] * len(documents)  # every place is filled below
         for group in group_by_length(row.lengths):
             ids = nn.utils.rnn.pad_sequence([documents[i] for i in group], batch_first=True).to(device)
             lengths = torch.tensor([len(documents[i]) for i in group], device=device)
@@ -44,16 +43,8 @@ class InProcessStates:
             for place, i in enumerate(group):
                 aux[i] = group_aux[place, : lengths[place]]
                 final[i] = group_final[place, : lengths[place]]
-        batch = Batch(
-            row.input_ids.to(device),
-            torch.cat(aux).float(),  # type: ignore[arg-type]
-            torch.cat(final).float(),  # type: ignore[arg-type]
-            row.loss_mask.to(device),
-            row.doc_ids.to(device),
-        )
-        if not (torch.isfinite(batch.aux).all() and torch.isfinite(batch.final_hidden).all()):
-            raise InputError("the target's hidden states are not finite; try target_dtype=float32")
-        return batch
+        blame = "the target's hidden states are not finite; try target_dtype=float32"
+        return batch_of(row, aux, final, device, blame)
 
 
 def group_by_length(lengths: list[int]) -> list[list[int]]:

@@ -1,0 +1,121 @@
+"""Which source of hidden states a run takes, and what computes states for a store."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from peagle_core.errors import InputError
+from peagle_core.target import target_head
+from trainer.config import RunConfig
+from trainer.data.documents import Document
+from trainer.data.prepared import INDEX
+from trainer.material import Material
+from trainer.states.base import StateSource
+from trainer.states.cached import CachedStates, missing_states
+from trainer.states.identity import target_digest
+from trainer.states.in_process import InProcessStates
+from trainer.states.shards import document_key
+from trainer.states.store import StateStore, read_store, store_to_add_to
+from trainer.target import embedding, load_target, weight_bytes
+
+
+def open_states(
+    config: RunConfig, material: Material, aux_layer_ids: tuple[int, ...], needed: Mapping[str, Sequence[Document]]
+) -> StateSource:
+    """The source that states.source names. needed: all documents that will be asked for, under names for messages.
+
+    Raises InputError, naming the first document, when the cache lacks one that is not to be computed.
+    """
+    if material.model is not None:
+        return InProcessStates(material.model, aux_layer_ids)
+    directory, generate = config.states_directory, config.states.on_miss == "generate"
+    head = target_head(material.target)
+    if not generate or (directory / INDEX).is_file():
+        store = read_store(directory, _meaning(config, material, aux_layer_ids))
+        missing = _first_missing(store, needed)
+        if missing is None:
+            return CachedStates(store, head)
+        if not generate:
+            raise missing_states(store, *missing)
+    store = open_to_add(config, material, aux_layer_ids, directory)
+    try:
+        check_room(store, (d.input_ids for documents in needed.values() for d in documents))
+    except InputError:
+        store.remove_if_empty()
+        raise
+    return CachedStates(store, head, make_maker(config, material, aux_layer_ids))
+
+
+def open_to_add(config: RunConfig, material: Material, aux_layer_ids: tuple[int, ...], directory: Path) -> StateStore:
+    """The store in `directory`, there or not, for states that this run computes."""
+    dtype = str(embedding(material.target).dtype).removeprefix("torch.")
+    settings = {
+        **_meaning(config, material, aux_layer_ids), "dtype": config.states.dtype, "made by": f"transformers, {dtype}"
+    }  # fmt: skip
+    return store_to_add_to(directory, settings, config.states.tokens_per_shard)
+
+
+def make_maker(config: RunConfig, material: Material, aux_layer_ids: tuple[int, ...]) -> StateSource:
+    """What computes states for a store."""
+    return InProcessStates(material.model or load_target(config), aux_layer_ids)
+
+
+def check_room(store: StateStore, documents: Iterable[Tensor]) -> int:
+    """Bytes that the missing ones of the documents (token ids) take, each counted once; says so, beside what is free.
+
+    Raises InputError when they do not fit.
+    """
+    missing = {document_key(ids): len(ids) for ids in documents if ids not in store}
+    size, free = store.size_of(len(missing), sum(missing.values())), shutil.disk_usage(store.directory).free
+    if not missing:
+        print(f"{store.directory}: hidden states of all documents are there")
+        return 0
+    words = f"{store.directory}: hidden states of {len(missing)} documents take {_size(size)}, {_size(free)} are free"
+    if size > free:
+        raise InputError(words)
+    print(words)
+    return size
+
+
+def _size(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def flush(states: StateSource) -> None:
+    """Write what was computed and is not on disk yet."""
+    if isinstance(states, CachedStates):
+        states.store.flush()
+
+
+def remove(states: StateSource) -> None:
+    """Delete what is on disk."""
+    if isinstance(states, CachedStates):
+        states.store.remove()
+        print(f"{states.store.directory}: removed, for states.keep is false")
+
+
+def target_bytes(material: Material, states: StateSource) -> int:
+    """Of the target's weights in this process."""
+    maker = states.maker if isinstance(states, CachedStates) else states
+    return weight_bytes(maker.target if isinstance(maker, InProcessStates) else material.target)
+
+
+def _meaning(config: RunConfig, material: Material, aux_layer_ids: tuple[int, ...]) -> dict[str, Any]:
+    return {
+        "target": target_digest(config.target),
+        "hidden_size": embedding(material.target).shape[1],
+        "aux_layer_ids": list(aux_layer_ids),
+    }
+
+
+def _first_missing(store: StateStore, needed: Mapping[str, Sequence[Document]]) -> tuple[Tensor, str] | None:
+    for name, documents in needed.items():
+        for number, document in enumerate(documents):
+            if document.input_ids not in store:
+                return document.input_ids, f"{name} document {number}"
+    return None
