@@ -1,6 +1,7 @@
-"""python -m trainer {prepare,extract,train,eval,export}: train a P-EAGLE drafter for a target, measure it, save it.
+"""python -m trainer {prepare,regenerate,extract,train,eval,export}: train a P-EAGLE drafter, measure it, save it.
 
     python -m trainer prepare target=meta-llama/Llama-3.1-8B-Instruct data.train=answers.jsonl --to tokens
+    python -m trainer regenerate target=meta-llama/Llama-3.1-8B-Instruct data.train=chats.jsonl --to answers.jsonl
     python -m trainer extract --config run.yaml --to states
     python -m trainer train target=meta-llama/Llama-3.1-8B-Instruct data.train=answers.jsonl
     python -m trainer train --config run.yaml states.source=cache states.directory=states
@@ -81,6 +82,11 @@ def _run(options: argparse.Namespace) -> int:
 
         run_prepare(config, options.to)
         return 0
+    if options.verb == "regenerate":
+        from trainer.regenerate import run_regenerate
+
+        stopped = run_regenerate(config, options.to)
+        return 128 + stopped if stopped else 0
     if options.verb == "extract":
         from trainer.extract import run_extract
 
@@ -104,12 +110,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m trainer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{prepare,extract,train,eval,export}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{prepare,regenerate,extract,train,eval,export}")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", type=Path, help="YAML file; without it only the overrides count")
     common.add_argument("overrides", nargs="*", metavar="key=value", help="for example optim.lr=1e-4 (values are YAML)")
     prepare = verbs.add_parser("prepare", parents=[common], help="tokenise data.train once, into a directory of shards")
     prepare.add_argument("--to", type=Path, help="directory to write (default: output_dir/data)")
+    regenerate = verbs.add_parser(
+        "regenerate", parents=[common], help="replace the answers in data.train by the target's own, from a server"
+    )
+    regenerate.add_argument("--to", type=Path, help="the .jsonl file to write (default: output_dir/answers.jsonl)")
     extract = verbs.add_parser("extract", parents=[common], help="the target's hidden states of all data, to disk")
     extract.add_argument("--to", type=Path, help="directory to write (default: states.directory)")
     extract.add_argument("--yes", action="store_true", help="do not ask, however much it takes on the disk")

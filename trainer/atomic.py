@@ -109,6 +109,14 @@ def finish_directory(partial: Path, path: Path) -> None:
     _flush(path.parent)
 
 
+def finish_file(partial: Path, path: Path) -> None:
+    """Flush `partial` and give it its name, on the same file system. Raises FileExistsError when `path` is there."""
+    _flush(partial)
+    _refuse_existing(path)
+    os.rename(partial, path)
+    _flush(path.parent)
+
+
 def _refuse_existing(path: Path) -> None:
     if os.path.lexists(path):
         raise FileExistsError(f"{path} exists already")

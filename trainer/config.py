@@ -13,7 +13,16 @@ from peagle_core.attention import BACKENDS
 from peagle_core.errors import InputError
 from peagle_core.training import MODES
 from trainer.algorithm import fill_in, misfits
-from trainer.sections import DataConfig, DrafterConfig, EvalConfig, LossConfig, OptimConfig, Section, StatesConfig
+from trainer.sections import (
+    DataConfig,
+    DrafterConfig,
+    EvalConfig,
+    LossConfig,
+    OptimConfig,
+    RegenerateConfig,
+    Section,
+    StatesConfig,
+)
 
 
 class ConfigError(InputError):
@@ -38,6 +47,7 @@ class RunConfig(Section):
     optim: OptimConfig = OptimConfig()
     loss: LossConfig = LossConfig()
     eval: EvalConfig = EvalConfig()
+    regenerate: RegenerateConfig = RegenerateConfig()
     states: StatesConfig = StatesConfig()
     mode: str = "auto"
     attention: str = "auto"

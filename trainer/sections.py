@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from peagle_core.cod import check_cod
@@ -174,3 +176,45 @@ class EvalConfig(Section):
         if any(k < 1 for k in values):
             raise ValueError(f"every number of draft tokens must be at least 1, found {list(values)}")
         return values
+
+
+class RegenerateConfig(Section):
+    """Answers by the target through an OpenAI-compatible server at `url`; model None: the one that it serves.
+
+    temperature, top_p None: as the server does by default. Record i is asked with seed + i. extra_body: more of every
+    request, as the server understands it. timeout: seconds for one answer; retries: of one request.
+    """
+
+    url: str = "http://127.0.0.1:30000/v1"
+    model: str | None = None
+    concurrency: int = Field(default=64, ge=1)
+    max_tokens: int = Field(default=2048, ge=1)
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=0, lt=2**31)
+    extra_body: dict[str, Any] = {}
+    timeout: float = Field(default=1800.0, gt=0)
+    retries: int = Field(default=8, ge=0)
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, url: str) -> str:
+        try:
+            parts = httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"{url!r} is no URL ({error})") from None
+        if parts.scheme not in ("http", "https") or not parts.host:
+            raise ValueError(f"{url!r} is not of the form http://HOST:PORT/v1")
+        return url.rstrip("/")
+
+    @field_validator("extra_body")
+    @classmethod
+    def _leaves_ours_alone(cls, body: dict[str, Any]) -> dict[str, Any]:
+        own = {"model", "messages", "prompt", "stream", "n", "max_tokens", "temperature", "top_p", "seed"}
+        if taken := sorted(own & body.keys()):
+            raise ValueError(f"{', '.join(taken)} cannot be set here")
+        try:
+            json.dumps(body, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"is no JSON ({error})") from None
+        return body

@@ -74,6 +74,18 @@ SETTINGS = [
     ("states.dtype=float16", "states.dtype"),
     ("states.keep=false", "states.keep: false is for states.source: cache"),
     ("states.tokens_per_shard=0", "states.tokens_per_shard"),
+    ("regenerate.url=localhost:30000", "is not of the form http://HOST:PORT/v1"),
+    ("regenerate.url=http://127.0.0.1:port/v1", "is no URL"),
+    ("regenerate.concurrency=0", "regenerate.concurrency"),
+    ("regenerate.max_tokens=0", "regenerate.max_tokens"),
+    ("regenerate.temperature=-1", "regenerate.temperature"),
+    ("regenerate.top_p=1.5", "regenerate.top_p"),
+    ("regenerate.seed=-1", "regenerate.seed"),
+    ("regenerate.timeout=0", "regenerate.timeout"),
+    ("regenerate.retries=-1", "regenerate.retries"),
+    ("regenerate.extra_body={n: 2}", "n cannot be set here"),
+    ("regenerate.extra_body={a: 2026-01-01}", "is no JSON"),
+    ("regenerate.modle=x", "did you mean 'model'?"),
     ("log_every=0", "log_every"),
     ("checkpoint_every=0", "checkpoint_every"),
     ("seed=-1", "seed"),
@@ -135,11 +147,11 @@ def finished(target_dir, data_file, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("verb", ["train", "eval", "export"])
+@pytest.mark.parametrize("verb", ["train", "eval", "export", "regenerate"])
 @pytest.mark.parametrize(("override", "says"), SETTINGS)
 def test_settings(files, target_dir, data_file, tmp_path, capsys, verb, override, says):
     options = run_options(target_dir, data_file, tmp_path / "run")
-    refused([verb, *options, override.format(files=files)], 2, says, capsys)
+    refused([verb, *options, override.replace("{files}", str(files))], 2, says, capsys)
     assert not (tmp_path / "run").exists()
 
 

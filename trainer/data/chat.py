@@ -5,6 +5,7 @@ An assistant turn is what the full render adds to the render that ends with the 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,12 @@ SHAREGPT_ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
     "model": "assistant", "system": "system", "tool": "tool",
 }  # fmt: skip
+# Under which chat templates read the reasoning of a message.
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+# After the reasoning that stands in an answer's text.
+THINKING_ENDS = "</think>"
+# The finish_reason of an answer that reached its maximum length, as OpenAI-compatible servers say.
+CUT = "length"
 
 
 def sharegpt_messages(conversations: Any) -> Any:
@@ -41,18 +48,23 @@ def sharegpt_messages(conversations: Any) -> Any:
                 f"'conversations' has the speaker {turn['from']!r}, not one of {', '.join(SHAREGPT_ROLES)}"
             )
         messages.append({"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"]})
+    return prompted(messages)
+
+
+def prompted(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages without the answers before the first question."""
     asked = [message["role"] == "user" for message in messages]
     first = asked.index(True) if any(asked) else len(messages)
     return [m for i, m in enumerate(messages) if i > first or m["role"] != "assistant"]
 
 
-def chat_spans(messages: Any, tokenizer: PreTrainedTokenizerBase) -> list[list[Span]]:
+def chat_spans(messages: Any, tokenizer: PreTrainedTokenizerBase | None) -> list[list[Span]]:
     """The conversation as one list of spans; one per assistant turn where the template rewrites earlier turns
     (dropped reasoning, for instance), because each of them was generated behind a different prompt.
 
     Raises InputError when the messages are malformed or the template cannot render them.
     """
-    if not getattr(tokenizer, "chat_template", None):
+    if tokenizer is None or not tokenizer.chat_template:
         raise InputError("the target's tokenizer has no chat template, so 'messages' cannot be rendered")
     if not isinstance(messages, list) or not all(isinstance(m, dict) and "role" in m for m in messages):
         raise InputError("'messages' must be a list of objects with 'role' and 'content'")
@@ -64,15 +76,49 @@ def chat_spans(messages: Any, tokenizer: PreTrainedTokenizerBase) -> list[list[S
         full = _render(messages[: i + 1], tokenizer, generation_prompt=False)
         if not full.startswith(prompt):
             raise InputError(f"the chat template renders message {i} without its own generation prompt before it")
-        turns.append((prompt, full))
+        turns.append((prompt, full, len(prompt) + _generated_length(message, full[len(prompt) :])))
     documents: list[list[Span]] = []
     done = ""
-    for prompt, full in turns:
+    for prompt, full, stop in turns:
         spans = documents.pop() if done and prompt.startswith(done) else []
         before = done if spans else ""
-        documents.append([*spans, (prompt[len(before) :], False), (full[len(prompt) :], True)])
+        answer = [(full[len(prompt) : stop], True)] + ([(full[stop:], False)] if stop < len(full) else [])
+        documents.append([*spans, (prompt[len(before) :], False), *answer])
         done = full
     return documents
+
+
+def _generated_length(message: dict[str, Any], rendered: str) -> int:
+    """Characters of a rendered assistant turn that the target generated: all, or, of an answer that was cut
+    ('finish_reason': 'length'), those up to the end of its text; 0 where the template does not show that text.
+    """
+    if message.get("finish_reason") != CUT:
+        return len(rendered)
+    parts = [str(message.get(key) or "").strip() for key in ("content", *REASONING_KEYS)]
+    text = next(filter(None, parts), "")
+    return rendered.rfind(text) + len(text) if text and text in rendered else 0
+
+
+@dataclass(frozen=True)
+class ShownReasoning:
+    """Where a chat template shows the reasoning of an answer as a part of it: under `key` of the message (None: under
+    no key), and, if `in_text`, where it stands in the answer's text, up to `THINKING_ENDS`.
+    """
+
+    key: str | None
+    in_text: bool
+
+
+def shown_reasoning(tokenizer: PreTrainedTokenizerBase | None) -> ShownReasoning:
+    """Found by rendering. Raises InputError when the template cannot render an answer at all."""
+    mark = "THE-REASONING"
+
+    def shows(**message: str) -> bool:
+        spans = chat_spans([{"role": "user", "content": "Hello"}, {"role": "assistant", **message}], tokenizer)
+        return any(mark in text for document in spans for text, generated in document if generated)
+
+    key = next((key for key in REASONING_KEYS if shows(content="Hi", **{key: mark})), None)
+    return ShownReasoning(key, shows(content=f"<think>\n{mark}\n{THINKING_ENDS}\n\nHi"))
 
 
 def _render(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, generation_prompt: bool) -> str:

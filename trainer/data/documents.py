@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from peagle_core.errors import InputError
-from trainer.data.chat import chat_spans, sharegpt_messages, tokenize_spans
+from trainer.data.chat import CUT, chat_spans, sharegpt_messages, tokenize_spans
 from trainer.data.sources import Part, Record, read
 
 # Fewer tokens hold no supervised element: the first one is x_{a+1}, x_{a+2} for some a >= 0.
@@ -113,8 +113,9 @@ def _parse(record: Any, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[t
         spans = [(_text(record, "text"), True)]
         yield Document(*tokenize_spans(spans, tokenizer, special_tokens=True)), True
     elif "prompt" in record and "response" in record:
-        # The target ended its answer: the end token is generated, so it is drafted too.
-        answer = _text(record, "response") + (tokenizer.eos_token or "")
+        # The target ended its answer: the end token is generated, so it is drafted too. One that was cut has none.
+        end = "" if record.get("finish_reason") == CUT else tokenizer.eos_token or ""
+        answer = _text(record, "response") + end
         spans = [(_text(record, "prompt"), False), (answer, True)]
         yield Document(*tokenize_spans(spans, tokenizer, special_tokens=True)), False
     else:

@@ -1,0 +1,1 @@
+"""Answers written by the target itself: what is asked, the server that answers, the journal of what is done."""
