@@ -74,17 +74,19 @@ def test_what_passes_is_asked_again_and_leaves_no_trace(command, tmp_path):
     assert answers.read_bytes() == undisturbed
 
 
-@pytest.mark.parametrize("trouble", ["internal error", "broken connection", "no choices", "aborted"])
+@pytest.mark.parametrize("trouble", ["internal error", "broken connection", "no choices", "told when"])
 def test_what_does_not_pass_ends_the_run_which_can_be_continued(command, tmp_path, capsys, trouble):
     with speaking(lambda r: PASSING[trouble] if r.said[0]["content"] == "7?" else answer(r)) as speaker:
+        trials = iter([answer])  # at the start all is well
+        speaker.trial = lambda r: next(trials, lambda _: PASSING[trouble])(r)
         assert main([*command, f"regenerate.url={speaker.url}"]) == 1
         said = one_sentence(capsys)
         assert "the last of 4 attempts; run it again to continue" in said
-        assert f"{speaker.url}/chat/completions: " in said
+        assert f"error: data.jsonl:8: {speaker.url}/chat/completions: " in said
         assert [r.said[0]["content"] for r in speaker.requests].count("7?") == 4
         done = len((tmp_path / "answers.jsonl.partial" / "journal").read_bytes().splitlines())
         assert done >= 4
-        speaker.reply = answer
+        speaker.reply = speaker.trial = answer
         del speaker.requests[:]
         assert main([*command, f"regenerate.url={speaker.url}"]) == 0
         assert len(speaker.requests) == len(RECORDS) - done
@@ -92,11 +94,28 @@ def test_what_does_not_pass_ends_the_run_which_can_be_continued(command, tmp_pat
     assert [row["messages"][0] for row in rows] == [record["messages"][0] for record in RECORDS]
 
 
-def test_an_answer_that_takes_too_long(command, capsys):
-    with speaking(lambda r: Reply(answer(r).content, delay=1.0)) as speaker:
-        options = [f"regenerate.url={speaker.url}", "regenerate.timeout=0.3", "regenerate.retries=0"]
-        assert main([*command, *options]) == 1
-    assert "it took too long, the last of 1 attempts" in one_sentence(capsys)
+@pytest.mark.parametrize("trouble", ["internal error", "broken connection", "no JSON", "aborted"])
+def test_one_request_that_always_fails_does_not_end_the_run(command, tmp_path, trouble):
+    with speaking(lambda r: PASSING[trouble] if r.said[0]["content"] == "7?" else answer(r)) as speaker:
+        assert main([*command, f"regenerate.url={speaker.url}"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [number for number, row in enumerate(rows) if "error" in row] == [7]
+    assert rows[7]["error"].endswith(", the last of 4 attempts")
+    assert len(rows[7]["messages"]) == 1
+
+
+def test_overload_is_no_fault_of_a_request(command, capsys):
+    with speaking(lambda r: PASSING["too many requests"] if r.said[0]["content"] == "7?" else answer(r)) as speaker:
+        assert main([*command, f"regenerate.url={speaker.url}"]) == 1
+    assert "HTTP 429 (slow down), the last of 4 attempts; run it again to continue" in one_sentence(capsys)
+
+
+def test_an_answer_that_takes_too_long(command, tmp_path):
+    with speaking(lambda r: Reply(answer(r).content, delay=3.0 * (r.said[0]["content"] == "7?"))) as speaker:
+        options = [f"regenerate.url={speaker.url}", "regenerate.timeout=1.5", "regenerate.retries=0"]
+        assert main([*command, *options]) == 0
+    row = json.loads((tmp_path / "answers.jsonl").read_text().splitlines()[7])
+    assert row["error"] == "it took too long, the last of 1 attempts"
 
 
 def models(*cards):

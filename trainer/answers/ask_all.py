@@ -10,6 +10,7 @@ from itertools import islice
 
 from tqdm import tqdm
 
+from peagle_core.errors import InputError
 from trainer.answers.journal import Journal
 from trainer.answers.questions import Question, answered, questions
 from trainer.answers.server import AnswerServer
@@ -59,7 +60,10 @@ async def _ask_with_bar(
 
         async def work() -> None:
             for number, question in todo:  # all workers take from the same iterator, which reads when asked
-                record = await answered(question, server, None if seed is None else seed + number, reasoning)
+                try:
+                    record = await answered(question, server, None if seed is None else seed + number, reasoning)
+                except InputError as error:
+                    raise InputError(f"{question.origin['source']}: {error}") from None
                 journal.append(number, record)
                 bar.update()
 

@@ -22,8 +22,8 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """origin: where it comes from, as the answer's record says. One of the two others: prompt, a text to continue, or
-    turns, what is said before each answer of a conversation (empty: it holds no question).
+    """origin: where it comes from, as the answer's record says. And one of these: prompt, a text to continue; turns,
+    what is said before each answer of a conversation; unasked, the messages of a conversation without a question.
     """
 
     origin: dict[str, Any]

@@ -17,6 +17,7 @@ from trainer.sections import RegenerateConfig
 
 FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0  # seconds before a request is repeated; doubled every time
 CONNECT_TIMEOUT = 30.0  # seconds
+CHAT, COMPLETE = "/chat/completions", "/completions"
 KEY_VARIABLE = "OPENAI_API_KEY"
 # Ends of an answer: the model's own, and that of its room. Others ("abort", "content_filter") are no answers.
 FINISHED = ("stop", CUT)
@@ -48,18 +49,19 @@ class Refused(Exception):
 class _Passing(Exception):
     """What may be different the next time: an overloaded server, a broken answer."""
 
-    def __init__(self, reason: str, delay: float = 0.0) -> None:
+    def __init__(self, reason: str, overloaded: bool = False, delay: float = 0.0) -> None:
         super().__init__(reason)
+        self.overloaded = overloaded
         self.delay = delay  # seconds that the server wants to be left alone
 
 
 class AnswerServer:
-    """Counts what it was answered; trouble is the last reason for a repetition and None when all is well again."""
+    """completion_tokens: of all answers; trouble: the last reason for a repetition, None when all is well again."""
 
     def __init__(self, config: RegenerateConfig) -> None:
         self.config = config
         self.model = config.model or ""
-        self.answers = self.completion_tokens = 0
+        self.completion_tokens = 0
         self.trouble: str | None = None
         key = os.environ.get(KEY_VARIABLE)
         self.http = httpx.AsyncClient(
@@ -117,17 +119,19 @@ class AnswerServer:
 
     async def chat(self, messages: list[dict[str, Any]], seed: int | None = None) -> Answer:
         """The target's next turn. Raises Refused for this conversation, InputError when there is no point in others."""
-        return await self._ask(*self._chat(messages), seed)
+        path, body = self._chat(messages)
+        return await self._ask(path, body, seed)
 
     async def complete(self, prompt: str, seed: int | None = None) -> Answer:
         """The target's continuation of a text; as `chat`."""
-        return await self._ask(*self._complete(prompt), seed)
+        path, body = self._complete(prompt)
+        return await self._ask(path, body, seed)
 
     def _chat(self, messages: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-        return "/chat/completions", {"messages": messages, **self._sampling()}
+        return CHAT, {"messages": messages, **self._sampling()}
 
     def _complete(self, prompt: str) -> tuple[str, dict[str, Any]]:
-        return "/completions", {"prompt": prompt, **self._sampling()}
+        return COMPLETE, {"prompt": prompt, **self._sampling()}
 
     def _sampling(self) -> dict[str, Any]:
         own = {"temperature": self.config.temperature, "top_p": self.config.top_p}
@@ -148,24 +152,33 @@ class AnswerServer:
             except (httpx.RequestError, _Passing) as error:
                 self.trouble = _reason(error)
                 if repeated == self.config.retries:
-                    raise InputError(
-                        f"{url}: {self.trouble}, the last of {repeated + 1} attempts; run it again to continue"
-                    ) from None
+                    await self._give_up(path, error, repeated + 1)
                 # Half of it by chance: requests that failed together are not repeated together.
                 delay = min(LONGEST_DELAY, FIRST_DELAY * 2**repeated) * random.uniform(0.5, 1)
                 await asyncio.sleep(max(delay, min(LONGEST_DELAY, getattr(error, "delay", 0.0))))
                 repeated += 1
         self.trouble = None
-        self.answers += 1
         self.completion_tokens += answer.completion_tokens or 0
         return answer
+
+    async def _give_up(self, path: str, error: Exception, attempts: int) -> NoReturn:
+        """Raises Refused when it is this request that fails, for the server answers another; else InputError."""
+        failed = f"{_reason(error)}, the last of {attempts} attempts"
+        if not getattr(error, "overloaded", False):
+            try:
+                await self.try_out(path == CHAT)
+                raise Refused(failed)
+            except InputError:
+                pass
+        raise InputError(f"{self.config.url}{path}: {failed}; run it again to continue")
 
     async def _post(self, url: str, body: dict[str, Any]) -> Any:
         """The server's JSON. Raises httpx.RequestError and _Passing, after which it may be asked again."""
         response = await self.http.post(url, json=body)
         status = response.status_code
         if status in (408, 409, 425, 429) or status >= 500:
-            raise _Passing(f"HTTP {status}{_said(response)}", _wanted_delay(response))
+            overloaded = status in (429, 503)
+            raise _Passing(f"HTTP {status}{_said(response)}", overloaded, _wanted_delay(response))
         if status in (400, 413, 422):
             raise Refused(f"HTTP {status}{_said(response)}")
         if status != httpx.codes.OK:
