@@ -96,7 +96,7 @@ def test_records_say_where_they_come_from(regenerate, tmp_path):
     (tmp_path / "a.jsonl").write_text('\n{"messages": [{"role": "user", "content": "a?"}], "id": "x1"}\n')
     datasets.Dataset.from_dict({"prompt": ["p", "q"], "id": [7, 8]}).save_to_disk(tmp_path / "set")
     with speaking() as speaker:
-        data = f"[{tmp_path}/a.jsonl,{tmp_path}/./set,hf:{tmp_path}/set]"
+        data = f"[{tmp_path}/./a.jsonl,{tmp_path}/./set,hf:{tmp_path}/set]"
         code, rows = regenerate(data, url=speaker.url)
     assert code == 0
     assert [(row["source"], row["id"]) for row in rows] == [

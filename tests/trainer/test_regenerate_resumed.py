@@ -144,6 +144,22 @@ def test_other_settings_do_not_continue(run, left_by_a_kill, target_dir, data, s
         speaker.models = now
 
 
+def test_data_that_grows_meanwhile_is_answered_as_it_was(run, undisturbed, data, speaker, tmp_path, capsys):
+    answers, talking, first = tmp_path / "answers.jsonl", speaker.reply, len(speaker.requests)
+
+    def growing(request):
+        if request.number == first + 2:
+            with data.open("a") as file:
+                file.write('{"prompt": "more"}\n')
+        return talking(request)
+
+    speaker.reply = growing
+    assert run(answers) == 0
+    assert answers.read_bytes() == undisturbed
+    assert run(answers) == 2
+    assert "was made with sources = ['data.jsonl (" in capsys.readouterr().err
+
+
 def test_other_speed_and_another_place_of_the_server_do(run, left_by_a_kill, undisturbed, tmp_path):
     (left_by_a_kill / "journal").write_bytes(b"")
     with speaking() as elsewhere:

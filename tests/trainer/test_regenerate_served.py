@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tools.server import cpu_environment, serve
 from trainer.__main__ import main
 
-TALKS, KILLS = 48, 5
+TALKS, KILLS = 32, 5
 SERVER = ("--dtype", "float32", "--max-total-tokens", "4096", "--log-level", "warning", "--sleep-on-idle")
 
 
@@ -53,7 +53,7 @@ def test_killed_runs_end_with_the_same_bytes_and_a_drafter_learns_from_them(targ
         url = str(server.http.base_url).rstrip("/") + "/v1"
         options = [
             f"target={target}", f"data.train={data}", "device=cpu", f"regenerate.url={url}",
-            "regenerate.temperature=0", "regenerate.max_tokens=24",
+            "regenerate.temperature=0", "regenerate.max_tokens=16",
         ]  # fmt: skip
         assert main(["regenerate", *options, "regenerate.concurrency=4", "--to", str(straight)]) == 0
         kill_at_random(["regenerate", *options, "regenerate.concurrency=3", "--to", str(killed)], killed)
@@ -100,7 +100,7 @@ def assert_the_answers_are_the_targets(rows, about):
             *said, end = row["messages"]
             prompt = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(prompt, return_tensors="pt").input_ids
-        output = model.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :]
+        output = model.generate(ids, max_new_tokens=16, do_sample=False)[0, ids.shape[1] :]
         expected = tokenizer.decode(output, skip_special_tokens=True)
         if end["finish_reason"] == "length":
             expected = expected.rstrip("\N{REPLACEMENT CHARACTER}")
