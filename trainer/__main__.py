@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     options, more = parser.parse_known_args(arguments)
     if unknown := [text for text in more if text.startswith("-")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if options.verb == "train" and options.gpus < 1:
+        parser.error("--gpus must be at least 1")
     options.overrides += more  # argparse takes them in one place only; here they may follow an option
     if os.environ.get("RANK", "0") != "0":
         os.environ["TQDM_DISABLE"] = "1"  # one progress bar, that of the first process
@@ -74,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.verb == "train" and options.dry_run:
         from trainer.dry_run import dry_run
 
-        dry_run(load_config(options.config, options.overrides, needs_data=False))
+        dry_run(load_config(options.config, options.overrides, needs_data=False), options.gpus)
         return 0
     config = load_config(options.config, options.overrides)
     if options.verb == "prepare":
@@ -126,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     train = verbs.add_parser("train", parents=[common], help="train a drafter, save output_dir/head and measure it")
     train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in output_dir")
     train.add_argument("--dry-run", action="store_true", help="check all sizes and estimate memory and time, no more")
+    train.add_argument("--gpus", type=int, default=1, metavar="N", help="of --dry-run: GPUs of one machine")
     evaluate = verbs.add_parser("eval", parents=[common], help="acceptance length and accuracy of a head")
     evaluate.add_argument("--head", type=Path, help="a head directory or a checkpoint (default: output_dir/head)")
     export = verbs.add_parser("export", parents=[common], help="make a head directory from a training checkpoint")

@@ -6,6 +6,7 @@ from shapes; nothing is measured.
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -21,9 +22,11 @@ from peagle_core.target import target_head
 from trainer.config import RunConfig
 from trainer.new_drafter import check_widths, drafter_config
 from trainer.plan import GPU_SHARE, batch_bytes, drafter_costs, make_plan, num_elements, state_bytes
+from trainer.sharded_target import target_layers
 from trainer.target import embedding, first_line
 
 GIB = 2**30
+WAYS = ("ddp", "fsdp")
 # Share of the peak that a step is taken to reach.
 UTILISATION = 0.35
 
@@ -49,7 +52,8 @@ GPUS = (
 
 @dataclass(frozen=True)
 class TargetSize:
-    """parameters: all; active: those one token meets outside embedding and head; bytes: of the frozen weights.
+    """parameters: all; active: those one token meets outside embedding and head; bytes: of the frozen weights; layers:
+    of those, what can be sharded, and layer, the most that is gathered of it at a time.
 
     states: bytes of the hidden states of all layers that a forward pass over one row leaves.
     """
@@ -57,16 +61,40 @@ class TargetSize:
     parameters: int
     active: float
     bytes: int
+    layers: int
+    layer: int
     states: int
     dtype: str
 
 
-def dry_run(config: RunConfig) -> None:
-    """Print the report. Raises InputError, one sentence, where a size does not fit or no config can be had."""
+@dataclass(frozen=True)
+class Fixed:
+    """Bytes of one GPU whatever the mode: the frozen target, the drafter's training state, the states of its rows."""
+
+    target: int
+    drafter: int
+    batch: int
+
+    @property
+    def total(self) -> int:
+        return self.target + self.drafter + self.batch
+
+    def words(self, trained: int) -> str:
+        return (
+            f"{self.target / GIB:.1f} GiB target, {self.drafter / GIB:.1f} GiB drafter ({trained / 1e6:.0f}M trained "
+            f"parameters: weights, gradients, two Adam moments in fp32), {self.batch / GIB:.1f} GiB target states of "
+            "a step"
+        )
+
+
+def dry_run(config: RunConfig, gpus: int = 1) -> None:
+    """Print the report, for a run on that many GPUs of one machine. Raises InputError, one sentence, where a size does
+    not fit or no config can be had.
+    """
     target = meta_target(config)
     shape, size = drafter_shape(config, target), target_size(config, target)
     with FakeTensorMode():
-        report(config, target, shape, size, fake_drafter(config, shape))
+        report(config, target, shape, size, fake_drafter(config, shape), gpus)
 
 
 def drafter_shape(config: RunConfig, target: PreTrainedModel) -> PEagleConfig:
@@ -114,7 +142,19 @@ def target_size(config: RunConfig, target: PreTrainedModel) -> TargetSize:
     width = torch.finfo(target.dtype).bits // 8
     states = config.data.row_length * (text.num_hidden_layers + 1) * text.hidden_size * width
     total = sum(p.numel() for p in target.parameters())
-    return TargetSize(total, active, total * width, states, str(target.dtype).removeprefix("torch."))
+    layers = [width * sum(p.numel() for p in layer.parameters()) for layer in target_layers(target)]
+    layer = 2 * max(layers, default=0)  # the next one is gathered while one runs
+    return TargetSize(
+        total, active, total * width, sum(layers), layer, states, str(target.dtype).removeprefix("torch.")
+    )
+
+
+def fixed_bytes(config: RunConfig, size: TargetSize, drafter: PEagleDrafter, way: str, gpus: int) -> Fixed:
+    """way: "ddp", or "fsdp" within one machine."""
+    shards = gpus if way == "fsdp" else 1
+    gathered = min(size.layer, size.layers) if shards > 1 else 0
+    target = size.bytes - size.layers + size.layers // shards + gathered
+    return Fixed(target, state_bytes(drafter, shards), batch_bytes(config, drafter, gpus))
 
 
 def step_flops(
@@ -136,7 +176,12 @@ def step_flops(
 
 
 def report(
-    config: RunConfig, target: PreTrainedModel, shape: PEagleConfig, size: TargetSize, drafter: PEagleDrafter
+    config: RunConfig,
+    target: PreTrainedModel,
+    shape: PEagleConfig,
+    size: TargetSize,
+    drafter: PEagleDrafter,
+    gpus: int,
 ) -> None:
     text, slots = target.config.get_text_config(), config.data.row_length
     trained = sum(p.numel() for p in drafter.parameters() if p.requires_grad)
@@ -159,35 +204,34 @@ def report(
         f"step     {config.optim.rows_per_step} rows of {slots} tokens, at most {elements} elements a row, "
         f"{config.precision}, attention as on a GPU"
     )
-    state, batch = state_bytes(drafter), batch_bytes(config, drafter)
     with warnings.catch_warnings():  # torch remarks on norms under autocast, once
         warnings.simplefilter("ignore", UserWarning)
         costs = drafter_costs(config, drafter)
-    fixed = size.bytes + state
-    print(
-        f"memory   {size.bytes / GIB:.1f} GiB target, {state / GIB:.1f} GiB drafter ({trained / 1e6:.0f}M trained "
-        f"parameters: weights, gradients, two Adam moments in fp32), {batch / GIB:.1f} GiB target states of a step; "
-        "then activations (estimates)"
-    )
     print(f"time     FLOPs / ({UTILISATION:.0%} of the peak): an estimate, nothing is measured")
-    print(f"{'GPU':<10} {'GiB':>4} {'needs':>6} {'mode':<26} {'s/step':>8} {'tokens/s':>9}")
-    for gpu in GPUS:
-        budget = int(GPU_SHARE * gpu.memory * GIB) - fixed - batch
-        try:
-            plan = make_plan(config, costs, budget, "cuda")
-        except InputError:
-            need = (fixed + batch + costs[True].stream(slots, 64)) / GIB
-            print(f"{gpu.name:<10} {gpu.memory:>4} {need:>6.0f} does not fit")
-            continue
-        needs = fixed + batch + max(size.states, plan.activations)
-        of_target, of_drafter = step_flops(config, text, shape, size.active, drafter.layers, plan.recompute)
-        target_peak = gpu.fp32 if size.dtype == "float32" else gpu.bf16
-        drafter_peak = gpu.bf16 if config.precision == "bf16" else gpu.fp32
-        seconds = (of_target / target_peak + of_drafter / drafter_peak) / (UTILISATION * 1e12)
-        mode = plan.mode + (f", chunks of {plan.chunk_rows}" if plan.chunk_rows else "")
-        mode += ", recompute" if plan.recompute else ""
-        too_much = "  does not fit" if needs > GPU_SHARE * gpu.memory * GIB else ""
-        print(f"{gpu.name:<10} {gpu.memory:>4} {needs / GIB:>6.0f} {mode:<26} {seconds:>8.2f} "
-              f"{tokens / seconds:>9.0f}{too_much}")  # fmt: skip
+    for way in WAYS if gpus > 1 else WAYS[:1]:
+        fixed = fixed_bytes(config, size, drafter, way, gpus)
+        if gpus > 1:
+            print(f"\nparallel: {way} on {gpus} GPUs; memory is one GPU's, communication is not counted")
+        print(f"memory   {fixed.words(trained)}; then activations (estimates)")
+        print(f"{'GPU':<10} {'GiB':>4} {'needs':>6} {'mode':<26} {'s/step':>8} {'tokens/s':>9}")
+        for gpu in GPUS:
+            budget = int(GPU_SHARE * gpu.memory * GIB) - fixed.total
+            try:
+                plan = make_plan(config, costs, budget, "cuda")
+            except InputError:
+                need = (fixed.total + costs[True].stream(slots, 64)) / GIB
+                print(f"{gpu.name:<10} {gpu.memory:>4} {need:>6.0f} does not fit")
+                continue
+            needs = fixed.total + max(size.states, plan.activations)
+            of_target, of_drafter = step_flops(config, text, shape, size.active, drafter.layers, plan.recompute)
+            target_peak = gpu.fp32 if size.dtype == "float32" else gpu.bf16
+            drafter_peak = gpu.bf16 if config.precision == "bf16" else gpu.fp32
+            seconds = (of_target / target_peak + of_drafter / drafter_peak) / (UTILISATION * 1e12)
+            seconds *= math.ceil(config.optim.rows_per_step / gpus) / config.optim.rows_per_step  # the busiest GPU's
+            mode = plan.mode + (f", chunks of {plan.chunk_rows}" if plan.chunk_rows else "")
+            mode += ", recompute" if plan.recompute else ""
+            too_much = "  does not fit" if needs > GPU_SHARE * gpu.memory * GIB else ""
+            print(f"{gpu.name:<10} {gpu.memory:>4} {needs / GIB:>6.0f} {mode:<26} {seconds:>8.2f} "
+                  f"{tokens / seconds:>9.0f}{too_much}")  # fmt: skip
     if config.optim.max_steps:
         print(f"run      {config.optim.max_steps} steps, {config.optim.max_steps * tokens / 1e6:.0f}M tokens")

@@ -18,7 +18,7 @@ from peagle_core.training import step_of
 from trainer.config import RunConfig
 from trainer.data.documents import Document
 from trainer.data.packing import PackedRow
-from trainer.distributed import merged, mine, sum_metrics
+from trainer.distributed import is_main, merged, mine, sum_metrics
 from trainer.lockstep import apart
 from trainer.sampler import row_seeds
 from trainer.states.base import StateSource
@@ -104,7 +104,9 @@ def teacher_forced(config: RunConfig, drafter: PEagleDrafter, states: StateSourc
     depths = drafter.config.num_depths or cod.num_depths
     total = None
     with apart():
-        for i in tqdm(mine(rows), desc="held-out rows", unit="row", leave=False, disable=len(rows) < 2):
+        for i in tqdm(
+            mine(rows), desc="held-out rows", unit="row", leave=False, disable=len(rows) < 2 or not is_main()
+        ):
             row = rows[i]
             batch = states(row)
             generator = torch.Generator().manual_seed(row_seeds(COD_SEED, i)[0])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from trainer import distributed
 from trainer.config import ConfigError, RunConfig
-from trainer.dry_run import drafter_shape, fake_drafter, meta_target, target_size
-from trainer.plan import GPU_SHARE, batch_bytes, device_memory, state_bytes
+from trainer.dry_run import drafter_shape, fake_drafter, fixed_bytes, meta_target, target_size
+from trainer.plan import GPU_SHARE, device_memory
 
 # What must be left for activations, of what a step may take.
 FOR_ACTIVATIONS = 0.25
@@ -35,10 +37,11 @@ def settle_parallel(config: RunConfig) -> RunConfig:
 def _choose(config: RunConfig) -> str:
     """From sizes alone, as in a dry run."""
     target = meta_target(config)
-    shape = drafter_shape(config, target)
+    shape, size = drafter_shape(config, target), target_size(config, target)
+    if config.states.source == "cache":
+        size = replace(size, bytes=size.bytes - size.layers, layers=0)
     with FakeTensorMode():
         drafter = fake_drafter(config, shape)
-        state = state_bytes(drafter) + batch_bytes(config, drafter, distributed.size())
-    fixed = state + (target_size(config, target).bytes if config.states.source == "in_process" else 0)
+        fixed = fixed_bytes(config, size, drafter, "ddp", distributed.size())
     room = GPU_SHARE * (1 - FOR_ACTIVATIONS) * device_memory(torch.device(config.device))
-    return "ddp" if fixed <= room else "fsdp"
+    return "ddp" if fixed.total <= room else "fsdp"

@@ -99,6 +99,8 @@ def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
 
 def run_eval(config: RunConfig, head: Path | None = None) -> Evaluation:
     """Measure a head directory or a checkpoint (default: what the run saved) and write output_dir/eval.json."""
+    if distributed.size() > 1:
+        config = settle_parallel(config)
     material = load_material(config, whole=config.states.source == "in_process")
     return _evaluate_saved(config, material, head or _saved(config), config.output / "eval.json")
 

@@ -38,9 +38,10 @@ def load_sharded(load: Callable[[], PreTrainedModel], device: torch.device) -> P
     there = {name: (p.shape, p.dtype) for name, p in target.named_parameters()}
     if _tensors(target).keys() != kinds.keys() or any(kinds[name] != kind for name, kind in there.items()):
         raise InputError("the target's weights are not those its config describes (quantised?); use parallel: ddp")
-    layers = [m for m in target.modules() if type(m).__name__ in (target._no_split_modules or ())]
+    layers = target_layers(target)
     if not layers:
         raise InputError(f"{type(target).__name__} does not name its layers and cannot be sharded; use parallel: ddp")
+    distributed.check_same(distributed.local_size(), "--nproc-per-node")
     nodes = distributed.size() // distributed.local_size()
     machine = init_device_mesh(device.type, (nodes, distributed.local_size()), mesh_dim_names=("machine", "process"))
     within = machine["process"]
@@ -55,6 +56,11 @@ def load_sharded(load: Callable[[], PreTrainedModel], device: torch.device) -> P
     target.requires_grad_(False).eval()
     keep_together(target)
     return target
+
+
+def target_layers(target: PreTrainedModel) -> list[nn.Module]:
+    """What transformers keeps on one device when it places a model on several."""
+    return [m for m in target.modules() if type(m).__name__ in (target._no_split_modules or ())]
 
 
 def _tensors(model: nn.Module | None) -> dict[str, Tensor]:

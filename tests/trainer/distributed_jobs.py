@@ -5,10 +5,12 @@ python distributed_jobs.py TARGET DATA DIRECTORY    (everything; the first proce
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ import torch
 from tiny_run import run_options
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 
 from peagle_core.errors import InputError
+from peagle_core.target import target_head
 from trainer import distributed, loop
-from trainer.checkpoints import newest_checkpoint
+from trainer.checkpoints import TrainState, newest_checkpoint
 from trainer.config import RunConfig
 from trainer.data.packing import PackedRow
 from trainer.load_config import load_config
@@ -28,6 +32,7 @@ from trainer.loop import new_state, train_step
 from trainer.material import load_material
 from trainer.new_drafter import new_drafter
 from trainer.run import run_train
+from trainer.sharded_target import load_sharded
 from trainer.states.in_process import InProcessStates
 
 FROZEN = ("drafter.train_lm_head=false", "drafter.train_embedding=false")
@@ -67,12 +72,16 @@ def rows() -> list[PackedRow]:
     return made
 
 
-def take_steps(config: RunConfig, count: int = 4) -> dict[str, Any]:
-    """Loss, gradient norm and summed gradients of the first steps over `rows`, and the weights after them."""
+def build(config: RunConfig) -> tuple[TrainState, InProcessStates]:
     material = load_material(config)
     drafter = new_drafter(config, material.target, material.mask_token_id, material.train)
     states = InProcessStates(material.target, drafter.config.aux_layer_ids)
-    state = new_state(config, drafter, len(rows()))
+    return new_state(config, drafter, len(rows())), states
+
+
+def take_steps(config: RunConfig, count: int = 4) -> dict[str, Any]:
+    """Loss, gradient norm and summed gradients of the first steps over `rows`, and the weights after them."""
+    state, states = build(config)
     found: dict[str, Any] = {"loss": [], "norm": [], "gradients": [], "tokens": []}
     clip = loop.clip_gradients
 
@@ -89,7 +98,7 @@ def take_steps(config: RunConfig, count: int = 4) -> dict[str, Any]:
             found["tokens"].append(state.tokens)
     finally:
         loop.clip_gradients = clip
-    found["weights"] = {name: whole(p) for name, p in drafter.named_parameters()}
+    found["weights"] = {name: whole(p) for name, p in state.drafter.named_parameters()}
     return found
 
 
@@ -122,10 +131,54 @@ def stopped_and_resumed(target: Path, data: Path, directory: Path) -> dict[str, 
     return {"stopped": stopped, "newest": newest.name, "finished": finished}
 
 
-def errors() -> dict[str, list[str]]:
+def sharded_targets() -> dict[str, bool]:
+    """Whether targets have the same states sharded, when each process runs them another number of times."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 8, "head_dim": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+    }  # fmt: skip
+    kinds: dict[str, tuple[PretrainedConfig, torch.dtype]] = {
+        "tied": (LlamaConfig(**sizes, tie_word_embeddings=True), torch.bfloat16),
+        "experts": (
+            Qwen3MoeConfig(**sizes, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=16),
+            torch.float32,
+        ),
+    }
+    ids = torch.arange(34).view(2, 17)
+    equal = {}
+    for name, (config, dtype) in kinds.items():
+        made = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        target = load_sharded(partial(copy.deepcopy, made), torch.device("cpu"))
+        sharded = sum(isinstance(p, DTensor) for p in target.parameters())
+        with apart(), torch.no_grad():
+            for _ in range(1 + distributed.rank()):
+                states = target(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+        if distributed.is_main():
+            whole_states = made(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+            same = all(torch.equal(a, b) for a, b in zip(states, whole_states, strict=True))
+            equal[name] = same and sharded > 8 and not isinstance(target_head(target), DTensor)
+    return equal
+
+
+def errors(target: Path, data: Path, directory: Path) -> dict[str, list[str]]:
     """What every process is told when something is wrong in one."""
+
+    def not_finite(parallel: str) -> None:
+        config = options(target, data, directory / "none", f"parallel={parallel}")
+        state, states = build(config)
+        with torch.no_grad():
+            state.drafter.mask_hidden.fill_(torch.inf)
+        train_step(config, state, rows(), states)
+
     told = {}
-    for name, work in {"apart": _fails_apart, "sent": _sends, "same": _differs, "shared": _not_shared}.items():
+    for name, work in {
+        "apart": _fails_apart,
+        "sent": _sends,
+        "same": _differs,
+        "shared": _not_shared,
+        "replicated": partial(not_finite, "ddp"),
+        "sharded": partial(not_finite, "fsdp"),
+    }.items():
         try:
             work()
             words = "nothing"
@@ -160,7 +213,7 @@ def main() -> None:
     target, data, directory = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
     with distributed.process_group():
-        results: dict[str, Any] = {"errors": errors()}
+        results: dict[str, Any] = {"errors": errors(target, data, directory), "targets": sharded_targets()}
         for parallel in ("ddp", "fsdp"):
             for name, settings in STEPS.items():
                 config = options(target, data, directory / "none", f"parallel={parallel}", *settings)

@@ -164,11 +164,17 @@ def test_what_one_process_finds_wrong_all_say(two):
         "sent": "no such file",
         "same": "the data of process 1 differs from process 0's",
         "shared": "is not the same place for process 1",
+        "replicated": "step 1 (rows ",
+        "sharded": "the loss is nan",
     }.items():
         first, second = two["errors"][name]
         assert says in first, first
         assert first == second.replace("seen-by-1", "seen-by-0")
         assert first.endswith("known: True")
+
+
+def test_sharded_targets_say_what_whole_ones_say(two):
+    assert two["targets"] == {"tied": True, "experts": True}
 
 
 def refused(capsys, arguments: list[str], says: str) -> None:

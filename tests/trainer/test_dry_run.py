@@ -44,6 +44,24 @@ def test_a_recipe_dry_runs_without_weights_tokenizer_and_data(recipe, capsys):
         assert "15.0 GiB in bfloat16" in said
 
 
+def test_eight_gpus_hold_what_one_does_not(capsys):
+    """GPT-OSS-120B fits no single GPU, but eight."""
+    recipe = ["--config", "trainer/configs/recipes/gpt-oss-120b.yaml", f"target={TARGETS / 'gpt-oss-120b'}"]
+    needs = {}
+    for gpus in (1, 8):
+        assert main(["train", *recipe, "--dry-run", "device=cpu", "--gpus", str(gpus)]) == 0
+        needs[gpus] = [int(need) for need in re.findall(r"^H200 +141 +(\d+)", capsys.readouterr().out, re.M)]
+    (one,), (ddp, fsdp) = needs[1], needs[8]
+    assert one > ddp > 3 * fsdp
+    assert fsdp < 80
+
+
+def test_no_gpus_are_no_number(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--dry-run", "--gpus", "0"])
+    assert "--gpus must be at least 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [

@@ -26,7 +26,7 @@ STEPS, KILLS = 24, 5
 
 
 def settings(target_dir: Path, data_file: Path, run: Path, *more: str) -> list[str]:
-    """A checkpoint after every step, so that about half of all kills hit one that is being written."""
+    """With a checkpoint after every step."""
     options = run_options(target_dir, data_file, run)
     return ["train", *options, f"optim.max_steps={STEPS}", "checkpoint_every=1", "eval.num_prompts=1", *more]
 
@@ -41,9 +41,14 @@ def steps_done(run: Path) -> int:
     return int(newest.name[-8:]) if newest else 0
 
 
-def wait_for(run: Path, step: int, alive: Callable[[], bool]) -> None:
-    while steps_done(run) < step and alive():
-        time.sleep(0.001)
+def wait_for(run: Path, step: int, alive: Callable[[], bool], writing: bool = False) -> None:
+    """Until there is a checkpoint of that step; writing: and the next one is begun."""
+    while (steps_done(run) < step or (writing and not is_writing(run))) and alive():
+        time.sleep(0.0005)
+
+
+def is_writing(run: Path) -> bool:
+    return any((run / "checkpoints").glob("*.partial"))
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +85,16 @@ def test_a_killed_run_ends_with_the_same_bits(processes, straight, target_dir, d
     run = tmp_path / "run"
     arguments = settings(target_dir, data_file, run)
     halves = 0
-    for step in sorted(chance.sample(range(1, STEPS - 1), KILLS)):
+    for number, step in enumerate(sorted(chance.sample(range(1, STEPS - 1), KILLS))):
         process = processes.Process(target=train, args=([*arguments, "--resume"],))
         process.start()
-        wait_for(run, step, process.is_alive)
-        time.sleep(0.2 * chance.random())
+        wait_for(run, step, process.is_alive, writing=number % 2 == 0)
+        time.sleep((0.01 if number % 2 == 0 else 0.2) * chance.random())
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
         assert not (run / "head").exists()
-        halves += any((run / "checkpoints").glob("*.partial"))
+        halves += is_writing(run)
     assert halves > 0
     process = processes.Process(target=train, args=([*arguments, "--resume"],))
     process.start()
