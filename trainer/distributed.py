@@ -96,7 +96,7 @@ def exchange(value: T) -> list[T]:
     errors = {i: (host, found) for i, (host, found) in enumerate(values) if isinstance(found, Exception)}
     if errors:
         first, (host, error) = min(errors.items())
-        if len(errors) < size():
+        if len(errors) < size() and first > 0:  # some things the first one does alone
             error = type(error)(f"process {first} on {host}: {error}")
         raise _known(error)
     return [found for _, found in values]

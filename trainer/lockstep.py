@@ -36,6 +36,8 @@ def apart() -> Iterator[None]:
 
     Every process must come here; those that are done wait. The error of one is everybody's.
     """
+    if _target is not None:
+        exchange(None)  # who failed before this says so here, not in the middle of a pass
     error: Exception | None = None
     try:
         yield

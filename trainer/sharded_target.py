@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -61,6 +61,12 @@ def load_sharded(load: Callable[[], PreTrainedModel], device: torch.device) -> P
 def target_layers(target: PreTrainedModel) -> list[nn.Module]:
     """What transformers keeps on one device when it places a model on several."""
     return [m for m in target.modules() if type(m).__name__ in (target._no_split_modules or ())]
+
+
+def gathered_bytes(target: nn.Module) -> int:
+    """What a pass of a sharded target has whole beside the pieces: the layer that runs and the next one."""
+    layers = [m for m in target.modules() if isinstance(m, FSDPModule) and m is not target]
+    return 2 * max((sum(p.nbytes for p in layer.parameters()) for layer in layers), default=0)
 
 
 def _tensors(model: nn.Module | None) -> dict[str, Tensor]:

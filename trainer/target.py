@@ -25,7 +25,7 @@ from peagle_core.errors import InputError
 from peagle_core.target import Ends
 from trainer.config import RunConfig
 from trainer.distributed import size
-from trainer.sharded_target import load_sharded
+from trainer.sharded_target import gathered_bytes, load_sharded
 from trainer.weights import local
 
 LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
@@ -106,8 +106,9 @@ def embedding(target: Ends) -> Tensor:
 
 
 def weight_bytes(target: PreTrainedModel | TargetEnds) -> int:
-    """In this process."""
-    return sum(local(p).nbytes for p in target.parameters())
+    """In this process, while it runs."""
+    sharded = gathered_bytes(target) if isinstance(target, nn.Module) else 0
+    return sharded + sum(local(p).nbytes for p in target.parameters())
 
 
 def first_line(error: Exception) -> str:

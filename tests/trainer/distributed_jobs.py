@@ -34,6 +34,7 @@ from trainer.new_drafter import new_drafter
 from trainer.run import run_train
 from trainer.sharded_target import load_sharded
 from trainer.states.in_process import InProcessStates
+from trainer.target import weight_bytes
 
 FROZEN = ("drafter.train_lm_head=false", "drafter.train_embedding=false")
 # A run that is measured at step 2, where the weights are sharded, and at step 4.
@@ -160,6 +161,25 @@ def sharded_targets() -> dict[str, bool]:
     return equal
 
 
+def fails_before_a_pass() -> list[str]:
+    """One process fails, the other begins with a sharded target, which both would have to run."""
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=8, num_attention_heads=4
+    )
+    target = load_sharded(partial(AutoModelForCausalLM.from_config, config), torch.device("cpu"))
+    expected = sum(p.to_local().nbytes if isinstance(p, DTensor) else p.nbytes for p in target.parameters())
+    assert weight_bytes(target) > expected + sum(p.nbytes for p in target.model.layers[0].parameters())
+    try:
+        if distributed.rank() == 1:
+            raise distributed.send_error(InputError("no head"))
+        with apart(), torch.no_grad():
+            target(input_ids=torch.zeros(1, 3, dtype=torch.int64))
+        words = "nothing"
+    except InputError as error:
+        words = f"{error}; known: {distributed.known_to_all(error)}"
+    return distributed.exchange(words)
+
+
 def errors(target: Path, data: Path, directory: Path) -> dict[str, list[str]]:
     """What every process is told when something is wrong in one."""
 
@@ -214,6 +234,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with distributed.process_group():
         results: dict[str, Any] = {"errors": errors(target, data, directory), "targets": sharded_targets()}
+        results["errors"]["before"] = fails_before_a_pass()
         for parallel in ("ddp", "fsdp"):
             for name, settings in STEPS.items():
                 config = options(target, data, directory / "none", f"parallel={parallel}", *settings)

@@ -164,6 +164,7 @@ def test_what_one_process_finds_wrong_all_say(two):
         "sent": "no such file",
         "same": "the data of process 1 differs from process 0's",
         "shared": "is not the same place for process 1",
+        "before": "no head",
         "replicated": "step 1 (rows ",
         "sharded": "the loss is nan",
     }.items():
