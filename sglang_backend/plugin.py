@@ -12,13 +12,14 @@ from sglang_backend import cpu
 @functools.cache
 def register() -> None:
     """Make SGLang know PEAGLE and, where it was chosen, the CPU reference platform."""
-    from sglang_backend import adaptive, algorithm, head_config, requests, weight_updates
+    from sglang_backend import adaptive, algorithm, capture, head_config, requests, weight_updates
 
     algorithm.register()
     adaptive.install()
     head_config.install()
     requests.install()
     weight_updates.install()
+    capture.install()
     _report_counters()
     _say_input_errors_in_one_line()
     if cpu.selected():

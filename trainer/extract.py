@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 from torch import Tensor
 from tqdm import tqdm
 
 from peagle_core.errors import InputError
+from peagle_core.training import Batch
 from trainer.config import ConfigError, RunConfig
 from trainer.data.packing import PackedRow, PackedRows, pack
 from trainer.material import load_material
 from trainer.new_drafter import drafter_config
 from trainer.states.base import StateSource
 from trainer.states.cached import documents_of
-from trainer.states.sources import check_room, make_maker, open_to_add
+from trainer.states.engine import EngineStates
+from trainer.states.sources import check_room, open_to_add
 from trainer.states.store import StateStore
 from trainer.target import embedding
 
@@ -44,7 +47,7 @@ def run_extract(config: RunConfig, directory: Path | None = None, yes: bool = Fa
     vocab_size = len(embedding(material.target))
     shape = drafter_config(config, material.target.config, material.mask_token_id, vocab_size)
     aux_layer_ids = shape.aux_layer_ids_for(material.num_target_layers)
-    store = open_to_add(config, material, aux_layer_ids, directory)
+    store, make = open_to_add(config, material, aux_layer_ids, directory)
     every = [pack(documents, config.data.row_length) for documents in (material.train, material.heldout)]
     todo = [(rows, i) for rows in every for i, row in enumerate(rows) if _is_missing(store, row)]
     try:
@@ -53,7 +56,7 @@ def run_extract(config: RunConfig, directory: Path | None = None, yes: bool = Fa
         store.remove_if_empty()
         raise
     if todo:
-        maker = make_maker(config, material, aux_layer_ids)
+        maker = make()
         total, left = sum(len(row) for rows in every for row in rows), sum(len(rows[i]) for rows, i in todo)
         with tqdm(
             total=total, initial=total - left, desc="extract", unit="token", unit_scale=True, dynamic_ncols=True
@@ -63,18 +66,32 @@ def run_extract(config: RunConfig, directory: Path | None = None, yes: bool = Fa
     return directory
 
 
-def _fill(store: StateStore, maker: StateSource, rows: Iterable[PackedRow], bar: tqdm) -> None:
-    """Compute in this thread, write in another: a shard's disk time is the next rows' computing time."""
+def _fill(store: StateStore, maker: StateSource, rows: Iterator[PackedRow], bar: tqdm) -> None:
+    """Compute here, write in another thread: a shard's disk time is the next rows' computing time."""
     with ThreadPoolExecutor(1) as writer:
         writing: deque[Future[None]] = deque()
-        for row in rows:
-            writing.append(writer.submit(store.add, documents_of(row, maker(row))))
+        for row, batch in _computed(maker, rows):
+            writing.append(writer.submit(store.add, documents_of(row, batch)))
             while len(writing) > ROWS_WAITING or (writing and writing[0].done()):
                 writing.popleft().result()
             bar.update(len(row))
         for written in writing:
             written.result()
     store.flush()
+
+
+def _computed(maker: StateSource, rows: Iterator[PackedRow]) -> Iterator[tuple[PackedRow, Batch]]:
+    """In order. A server is asked for several rows at once; with transformers a second thread would be in the way."""
+    if not isinstance(maker, EngineStates):
+        for row in rows:
+            yield row, maker(row)
+        return
+    with ThreadPoolExecutor(maker.rows_at_once) as pool:
+        asked = deque((row, pool.submit(maker, row)) for row in islice(rows, maker.rows_at_once))
+        while asked:
+            row, answer = asked.popleft()
+            yield row, answer.result()
+            asked.extend((row, pool.submit(maker, row)) for row in islice(rows, 1))
 
 
 def _is_missing(store: StateStore, row: PackedRow) -> bool:

@@ -137,7 +137,8 @@ class StatesConfig(Section):
     """Where the target's hidden states come from, and the directory they are kept in (docs/training.md).
 
     directory None: output_dir/states. on_miss: what training does with documents that are not there. keep false: the
-    directory's states are removed when a run has finished. dtype: of the numbers in a new directory.
+    directory's states are removed when a run has finished. dtype: of the numbers in a new directory. engine: what
+    computes states that are to be stored; url: of a SGLang server that captures them (docs/serving.md).
     tokens_per_shard: tokens of one file, and what a killed run repeats at most.
     """
 
@@ -146,12 +147,21 @@ class StatesConfig(Section):
     on_miss: Literal["fail", "generate"] = "fail"
     keep: bool = True
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    engine: Literal["transformers", "sglang"] = "transformers"
+    url: str | None = None
     tokens_per_shard: int = Field(default=32768, ge=1)
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, url: str | None) -> str | None:
+        return None if url is None else _http_url(url, "http://HOST:PORT")
 
     @model_validator(mode="after")
     def _check(self) -> StatesConfig:
         if self.source != "cache" and not self.keep:
             raise ValueError(f"states.keep: false is for states.source: cache, found source: {self.source}")
+        if self.url is not None and self.engine != "sglang":
+            raise ValueError(f"states.url is for states.engine: sglang, found engine: {self.engine}")
         return self
 
 
@@ -199,13 +209,7 @@ class RegenerateConfig(Section):
     @field_validator("url")
     @classmethod
     def _is_url(cls, url: str) -> str:
-        try:
-            parts = httpx.URL(url)
-        except httpx.InvalidURL as error:
-            raise ValueError(f"{url!r} is no URL ({error})") from None
-        if parts.scheme not in ("http", "https") or not parts.host:
-            raise ValueError(f"{url!r} is not of the form http://HOST:PORT/v1")
-        return url.rstrip("/")
+        return _http_url(url, "http://HOST:PORT/v1")
 
     @field_validator("extra_body")
     @classmethod
@@ -218,3 +222,13 @@ class RegenerateConfig(Section):
         except (TypeError, ValueError) as error:
             raise ValueError(f"is no JSON ({error})") from None
         return body
+
+
+def _http_url(url: str, form: str) -> str:
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{url!r} is no URL ({error})") from None
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise ValueError(f"{url!r} is not of the form {form}")
+    return url.rstrip("/")

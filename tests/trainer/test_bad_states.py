@@ -123,6 +123,21 @@ def test_extract_never_mixes(good, target_dir, data_file, tmp_path, capsys, over
     assert sorted(path.read_bytes() for path in good.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("more", "code", "says"),
+    [
+        ([], 2, "needs states.url, of a server started with `PEAGLE_STATES_DIR=/dev/shm/states python -m sglang"),
+        (["states.url=http://127.0.0.1:9"], 1, "http://127.0.0.1:9: no SGLang server answers"),
+        (["states.url=localhost:9"], 2, "states.url: 'localhost:9' is not of the form http://HOST:PORT"),
+        (["drafter.aux_layer_ids=[1,3,6]"], 2, "--return-aux-hidden-state-layer-ids 0 2 5"),
+    ],
+)
+def test_an_engine_that_is_not_there(target_dir, data_file, tmp_path, capsys, more, code, says):
+    options = run_options(target_dir, data_file, tmp_path / "run")
+    refused(["extract", *options, "states.engine=sglang", *more], code, says, capsys)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_document_without_states_is_named(good, target_dir, data_file, tmp_path, capsys):
     more = tmp_path / "more.jsonl"
     more.write_text('{"input_ids": [5, 6, 7, 8], "loss_mask": [0, 1, 1, 1]}\n')

@@ -113,27 +113,22 @@ def test_rows_packed_otherwise_find_the_same_documents(run, states):
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(run, states, tmp_path, monkeypatch):
-    make = sources.make_maker
+    compute, calls = InProcessStates.__call__, []
 
-    def interrupted(*arguments):
-        maker, calls = make(*arguments), []
-
-        def compute(row):
-            calls.append(row)
-            if len(calls) == 6:
-                raise KeyboardInterrupt
-            return maker(row)
-
-        return compute
+    def interrupted(self, row):
+        calls.append(row)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return compute(self, row)
 
     other, config = tmp_path / "other", run("states.dtype=float32")
-    monkeypatch.setattr(extract, "make_maker", interrupted)
+    monkeypatch.setattr(InProcessStates, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_extract(config, other)
     assert 1 < len(contents(other)) < len(contents(states))
     (other / ".shard-00003.safetensors.partial-1").write_bytes(b"left by a killed run")
     (other / "shard-00003.safetensors").write_bytes(b"written, and not yet in the index")
-    monkeypatch.setattr(extract, "make_maker", make)
+    monkeypatch.setattr(InProcessStates, "__call__", compute)
     run_extract(config, other)
     assert contents(other) == contents(states)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from trainer.data.prepared import INDEX
 from trainer.material import Material
 from trainer.states.base import StateSource
 from trainer.states.cached import CachedStates, missing_states
+from trainer.states.engine import EngineStates
 from trainer.states.identity import target_digest
 from trainer.states.in_process import InProcessStates
 from trainer.states.shards import document_key
@@ -42,27 +44,38 @@ def open_states(
             return CachedStates(store, head)
         if not generate:
             raise missing_states(store, *missing)
-    store = open_to_add(config, material, aux_layer_ids, directory)
+    store, make = open_to_add(config, material, aux_layer_ids, directory)
     try:
         check_room(store, (d.input_ids for documents in needed.values() for d in documents))
     except InputError:
         store.remove_if_empty()
         raise
-    return CachedStates(store, head, make_maker(config, material, aux_layer_ids))
+    return CachedStates(store, head, make())
 
 
-def open_to_add(config: RunConfig, material: Material, aux_layer_ids: tuple[int, ...], directory: Path) -> StateStore:
-    """The store in `directory`, there or not, for states that this run computes."""
-    dtype = str(embedding(material.target).dtype).removeprefix("torch.")
+def open_to_add(
+    config: RunConfig, material: Material, aux_layer_ids: tuple[int, ...], directory: Path
+) -> tuple[StateStore, Callable[[], StateSource]]:
+    """The store in `directory`, there or not, for states that this run computes, and what makes their source
+    (states.engine).
+    """
+    make: Callable[[], StateSource]
+    if config.states.engine == "sglang":
+        engine = EngineStates(
+            config, target_head(material.target), aux_layer_ids, material.num_target_layers, directory
+        )
+        made_by, make = engine.made_by, lambda: engine
+    else:
+        made_by = f"transformers, {str(embedding(material.target).dtype).removeprefix('torch.')}"
+        make = partial(_in_process, config, aux_layer_ids)
     settings = {
-        **_meaning(config, material, aux_layer_ids), "dtype": config.states.dtype, "made by": f"transformers, {dtype}"
+        **_meaning(config, material, aux_layer_ids), "dtype": config.states.dtype, "made by": made_by
     }  # fmt: skip
-    return store_to_add_to(directory, settings, config.states.tokens_per_shard)
+    return store_to_add_to(directory, settings, config.states.tokens_per_shard), make
 
 
-def make_maker(config: RunConfig, material: Material, aux_layer_ids: tuple[int, ...]) -> StateSource:
-    """What computes states for a store."""
-    return InProcessStates(material.model or load_target(config), aux_layer_ids)
+def _in_process(config: RunConfig, aux_layer_ids: tuple[int, ...]) -> InProcessStates:
+    return InProcessStates(load_target(config), aux_layer_ids)
 
 
 def check_room(store: StateStore, documents: Iterable[Tensor]) -> int:
