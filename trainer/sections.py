@@ -158,8 +158,6 @@ class StatesConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> StatesConfig:
-        if self.source != "cache" and not self.keep:
-            raise ValueError(f"states.keep: false is for states.source: cache, found source: {self.source}")
         if self.url is not None and self.engine != "sglang":
             raise ValueError(f"states.url is for states.engine: sglang, found engine: {self.engine}")
         return self

@@ -132,6 +132,20 @@ def stopped_and_resumed(target: Path, data: Path, directory: Path) -> dict[str, 
     return {"stopped": stopped, "newest": newest.name, "finished": finished}
 
 
+def from_states(target: Path, data: Path, directory: Path) -> list[str]:
+    """A run whose processes fill a store with a sharded target, then one that reads and removes it. Its shards."""
+    states = directory / "states"
+    cached = (
+        "optim.rows_per_step=3", "states.source=cache", f"states.directory={states}", "states.dtype=float32",
+        "states.tokens_per_shard=200",
+    )  # fmt: skip
+    run_train(options(target, data, directory / "filled", *cached, "parallel=fsdp", "states.on_miss=generate"))
+    shards = sorted(path.name for path in states.glob("*.safetensors"))
+    distributed.barrier()
+    run_train(options(target, data, directory / "read", *cached, "parallel=ddp", "states.keep=false"))
+    return shards
+
+
 def sharded_targets() -> dict[str, bool]:
     """Whether targets have the same states sharded, when each process runs them another number of times."""
     sizes: dict[str, Any] = {
@@ -242,6 +256,7 @@ def main() -> None:
         config = options(target, data, directory / "none", "parallel=fsdp", "optim.optimizer=muon")
         results["muon"] = take_steps(config)
         results["run"] = stopped_and_resumed(target, data, directory)
+        results["shards"] = from_states(target, data, directory)
         if distributed.is_main():
             torch.save(results, directory / "results.pt")
 

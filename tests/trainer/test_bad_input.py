@@ -74,7 +74,6 @@ SETTINGS = [
     ("states.dtype=float16", "states.dtype"),
     ("states.engine=vllm", "states.engine"),
     ("states.url=http://localhost:1", "states.url is for states.engine: sglang"),
-    ("states.keep=false", "states.keep: false is for states.source: cache"),
     ("states.tokens_per_shard=0", "states.tokens_per_shard"),
     ("regenerate.url=localhost:30000", "is not of the form http://HOST:PORT/v1"),
     ("regenerate.url=http://127.0.0.1:port/v1", "is no URL"),

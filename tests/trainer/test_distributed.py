@@ -142,6 +142,14 @@ def test_a_sharded_run_goes_on_in_one_process(place, straight, target_dir, data_
     assert_close(run / "head", straight / "head")
 
 
+def test_processes_fill_one_store_and_train_from_it(place, two, straight):
+    """Rows that no process has met are added by whoever meets them; the last run removes what it read."""
+    assert len(two["shards"]) > 3
+    assert_close(place / "filled/head", straight / "head")
+    assert_close(place / "read/head", straight / "head")
+    assert not (place / "states").exists()
+
+
 def test_export_joins_the_pieces(place, target_dir, data_file, tmp_path):
     config = options(target_dir, data_file, place / "run")
     checkpoint = place / "stopped/checkpoints/step-00000003"
