@@ -43,7 +43,7 @@ def refuse(target: Path, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def refusals(arguments: list[list[str]], **extra_environment: str) -> list[str | None]:
+def refusals(arguments: list[list[str]]) -> list[str | None]:
     """What the launcher's argument check says of each command line (None: nothing), in one process that serves none."""
     check = """
 import json, sys
@@ -60,8 +60,7 @@ for arguments in json.load(sys.stdin):
 """
     done = subprocess.run(
         [sys.executable, "-c", check],
-        env=cpu_environment(**extra_environment),
-        input=json.dumps(arguments), capture_output=True, text=True, timeout=180,
+        env=cpu_environment(), input=json.dumps(arguments), capture_output=True, text=True, timeout=180,
     )  # fmt: skip
     lines = [line for line in done.stdout.splitlines() if line.startswith("REFUSAL ")]
     assert len(lines) == len(arguments), done.stderr[-3000:]
