@@ -18,7 +18,10 @@ class ScratchSlots:
     """
 
     def __init__(self, batch, allocator, req_to_token: Tensor, lengths: list[int], masks: list[int]) -> None:
-        self.allocator, self.page_size = allocator, allocator.page_size
+        # Beside a pool for sliding-window layers (gpt-oss), the drafter's slots are those of the full layers: it has no
+        # window, and SGLang's allocator for both gives no whole pages.
+        self.allocator = getattr(allocator, "full_attn_allocator", allocator)
+        self.page_size = allocator.page_size
         self.tree_cache = batch.tree_cache
         self.req_to_token = req_to_token
         self.requests = batch.req_pool_indices_cpu.tolist()
@@ -57,4 +60,4 @@ class ScratchSlots:
 
     def __exit__(self, *_: object) -> None:
         if self.taken is not None:
-            self.allocator.free(self.taken)
+            self.allocator.free_segment(self.taken, start_pos=0)  # whole pages: unlike `free`, asks the device nothing

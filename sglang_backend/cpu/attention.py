@@ -11,17 +11,50 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows start..stop of the batch belong to one request; slots: int64[prefix + rows], its keys in order."""
+    """Rows start..stop of the batch belong to one request; slots: int64[prefix + rows], its keys in order.
+
+    window_slots: the same in the pool of the sliding-window layers, where SGLang keeps one (gpt-oss); positions that
+    have left the window are the padding slot there, and masked.
+    """
 
     start: int
     stop: int
     slots: Tensor
+    window_slots: Tensor | None
     mask: Tensor | None  # bool[rows, prefix + rows]; None: every key is visible
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None = None, cap: float = 0.0
+) -> Tensor:
+    """[rows, heads, v_dim] of one request. q: [rows, heads, d]; k, v: [keys, kv_heads, d]; mask: bool[rows, keys].
+
+    sinks: [heads], a logit per head that takes its share of the softmax and gives nothing (gpt-oss); cap: logits are
+    squashed to (-cap, cap) by tanh (Gemma 2), 0 for not.
+    """
+    q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
+    if sinks is None and not cap:
+        out = F.scaled_dot_product_attention(
+            q[None], k[None], v[None], attn_mask=mask, scale=scale, enable_gqa=len(q) != len(k)
+        )[0]
+        return out.transpose(0, 1)
+    share = len(q) // len(k)
+    scores = (q @ k.repeat_interleave(share, 0).transpose(1, 2)).float() * scale
+    if cap:
+        scores = cap * torch.tanh(scores / cap)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float()[:, None, None].expand(-1, scores.shape[1], 1)], dim=-1)
+    weights = scores.softmax(-1)[..., : k.shape[1]].to(v.dtype)
+    return (weights @ v.repeat_interleave(share, 0)).transpose(0, 1)
 
 
 class TorchSdpaBackend(AttentionBackend):
@@ -32,7 +65,8 @@ class TorchSdpaBackend(AttentionBackend):
     def __init__(self, model_runner, step: int = 0) -> None:
         super().__init__()
         self.req_to_token = model_runner.req_to_token_pool.req_to_token
-        self.token_to_kv_pool = model_runner.token_to_kv_pool
+        self.token_to_kv_pool = pool = model_runner.token_to_kv_pool
+        self.has_window_pool = isinstance(pool, SWAKVPool) and pool.swa_layer_nums > 0
         self.max_context_len = model_runner.model_config.context_len
         self.step = step
         self.rows: list[_Rows] = []
@@ -42,8 +76,9 @@ class TorchSdpaBackend(AttentionBackend):
         rows, start = [], 0
         for request, prefix, length in zip(forward_batch.req_pool_indices.tolist(), prefixes, lengths, strict=True):
             slots = self.req_to_token[request, : prefix + length].to(torch.int64)
+            window_slots = self.token_to_kv_pool.translate_loc_from_full_to_swa(slots) if self.has_window_pool else None
             mask = torch.ones(length, prefix + length, dtype=torch.bool).tril(prefix) if length > 1 else None
-            rows.append(_Rows(start, start + length, slots, mask))
+            rows.append(_Rows(start, start + length, slots, window_slots, mask))
             start += length
         self.rows = rows
 
@@ -67,29 +102,31 @@ class TorchSdpaBackend(AttentionBackend):
         causal = torch.ones(length, keys, dtype=torch.bool).tril(keys - length)
         return causal & ~causal.tril(keys - length - window - 1)
 
-    def forward(self, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs) -> Tensor:
+    def forward(self, q, k, v, layer, forward_batch, save_kv_cache=True, sinks=None, **kwargs) -> Tensor:
         heads, head_dim, v_dim = layer.tp_q_head_num, layer.qk_head_dim, layer.v_head_dim
         out = q.new_empty(q.shape[0], heads, v_dim)
         if forward_batch.forward_mode.is_idle():
             return out.flatten(1)
+        pool = self.token_to_kv_pool
         if save_kv_cache and k is not None:
             k, v = k.view(-1, layer.tp_k_head_num, head_dim), v.view(-1, layer.tp_v_head_num, v_dim)
-            self.token_to_kv_pool.set_kv_buffer(layer, forward_batch.out_cache_loc, k, v)
-        keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
-        values = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
+            pool.set_kv_buffer(layer, self._write_slots(forward_batch), k, v)
+        keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
+        in_window_pool = self.has_window_pool and pool.layers_mapping[layer.layer_id][1]
         q = q.view(-1, heads, head_dim)
         window = getattr(layer, "sliding_window_size", None)
         window = -1 if window is None else window
         for r in self.rows:
-            out[r.start : r.stop] = F.scaled_dot_product_attention(
-                q[r.start : r.stop].transpose(0, 1)[None],
-                keys[r.slots].to(q.dtype).transpose(0, 1)[None],
-                values[r.slots].to(q.dtype).transpose(0, 1)[None],
-                attn_mask=self._mask(r, window),
-                scale=layer.scaling,
-                enable_gqa=heads != layer.tp_k_head_num,
-            )[0].transpose(0, 1)
+            slots = r.window_slots if in_window_pool else r.slots
+            k, v, mask = keys[slots].to(q.dtype), values[slots].to(q.dtype), self._mask(r, window)
+            out[r.start : r.stop] = attend(q[r.start : r.stop], k, v, mask, layer.scaling, sinks, layer.logit_cap)
         return out.flatten(1)
+
+    def _write_slots(self, forward_batch) -> Tensor | KVWriteLoc:
+        slots = forward_batch.out_cache_loc
+        if not self.has_window_pool:
+            return slots
+        return KVWriteLoc(slots, self.token_to_kv_pool.translate_loc_from_full_to_swa(slots))
 
     def support_triton(self) -> bool:
         return False
@@ -128,3 +165,16 @@ def install(name: str) -> None:
     factory = "sglang.srt.speculative.draft_utils.DraftBackendFactory."
     HookRegistry.register(factory + "create_decode_backend", decode_backend, HookType.REPLACE)
     HookRegistry.register(factory + "create_draft_extend_backend", extend_backend, HookType.REPLACE)
+    _admit_where_names_are_listed(name)
+
+
+def _admit_where_names_are_listed(name: str) -> None:
+    """SGLang serves gpt-oss on a list of backends by name: those with sinks and windows. Ours has what its own backend
+    for CPUs has, so in that one check it goes by that name.
+    """
+    from sglang.srt.arg_groups import model_hook
+
+    backends_of = model_hook.attention_backends_of
+    model_hook.attention_backends_of = lambda view: tuple(
+        "intel_amx" if backend == name else backend for backend in backends_of(view)
+    )

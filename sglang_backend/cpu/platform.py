@@ -14,6 +14,7 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import KVPoolKind, PlatformCapabilities, SRTPlatform
 
+from peagle_core.errors import InputError
 from sglang_backend.cpu import twins
 
 ATTENTION_BACKEND = "torch_sdpa"
@@ -33,9 +34,12 @@ class CpuReferencePlatform(CpuDeviceMixin, SRTPlatform):
         return False
 
     def apply_server_args_defaults(self, server_args) -> None:
+        if server_args.enable_deterministic_inference:
+            raise InputError("the CPU platform has no deterministic kernels: drop --enable-deterministic-inference")
         server_args.device = "cpu"
         server_args.attention_backend = ATTENTION_BACKEND
         server_args.sampling_backend = "pytorch"
+        server_args.moe_runner_backend = "triton"  # keeps plain weights; SGLang's torch code for experts runs on them
         server_args.disable_cuda_graph = True
 
     def get_default_attention_backend(self) -> str:

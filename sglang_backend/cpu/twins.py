@@ -149,6 +149,12 @@ def top_p_renorm(probs: Tensor, top_p: Tensor) -> Tensor:
     return kept / kept.sum(-1, keepdim=True)
 
 
+def swiglu_gpt_oss(x: Tensor, alpha: float, limit: float) -> Tensor:
+    """gpt-oss' gated activation of interleaved columns. SGLang's is compiled, which takes a C++ compiler on a CPU."""
+    gate, up = x[..., ::2].clamp(max=limit), x[..., 1::2].clamp(-limit, limit)
+    return gate * torch.sigmoid(gate * alpha) * (up + 1)
+
+
 REPLACED = {
     "sglang.kernels.ops.speculative.spec_tree.build_tree_kernel_efficient_func": build_chain,
     "sglang.kernels.ops.speculative.spec_tree.verify_tree_greedy_func": verify_greedy,
@@ -159,6 +165,7 @@ REPLACED = {
     "sglang.kernels.ops.speculative.gather_spec_extras.gather_spec_extras": gather_spec_extras,
     "sglang.kernels.ops.speculative.row_argmax.row_argmax": row_argmax,
     "sglang.kernels.ops.speculative.reject_sampling.chain_speculative_sampling_triton": verify_sampling,
+    "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe.swiglu_gpt_oss_sigmoid_alpha": swiglu_gpt_oss,
 }
 # None where SGLang knows no kernel for the device: nothing a hook could wrap, so the verify module's names are set.
 ABSENT = {
