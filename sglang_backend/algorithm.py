@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
@@ -21,6 +22,8 @@ class PEagleAlgorithm(CustomSpecAlgo):
     supports_grammar_overlap grammars advance inside verification, which is SGLang's own
     need_topk                the overlap relay carries topk_index, for us the K draft ids of each request
     carries_draft_hidden_states  no: nothing but ids goes from one step to the next
+    supports_prefill_shared_read_done  no: the pass after a prefill takes KV slots and gives them back on the forward
+                             stream, so the scheduler's stream has to wait for all of it before it hands out slots
     """
 
     def is_eagle(self) -> bool:
@@ -36,6 +39,9 @@ class PEagleAlgorithm(CustomSpecAlgo):
         return True
 
     def carries_draft_hidden_states(self) -> bool:
+        return False
+
+    def supports_prefill_shared_read_done(self) -> bool:
         return False
 
     def get_platform_worker_cls(self) -> type | None:
@@ -68,14 +74,22 @@ def reserved_slots(num_draft_tokens: int) -> int:
     return math.ceil((3 * num_draft_tokens + 1) / 2)
 
 
+def drafts_a_chain(original: Callable[[str], bool], algorithm: str) -> bool:
+    """AROUND SGLang's _forces_eagle_topk_one, asked before `validate`: on Blackwell, trtllm_mha is for chains."""
+    return algorithm.upper() == NAME or original(algorithm)
+
+
 def register() -> None:
     """Enter PEAGLE into SGLang's registry; again in the same process is harmless."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
     from sglang.srt.speculative.spec_registry import get_spec
 
     from sglang_backend.server_args import validate
 
     if get_spec(NAME) is not None:
         return
+    target = "sglang.srt.arg_groups.model_override_base._forces_eagle_topk_one"
+    HookRegistry.register(target, drafts_a_chain, HookType.AROUND)
 
     @SpeculativeAlgorithm.register(
         NAME, supports_overlap=True, validate_server_args=validate, spec_class=PEagleAlgorithm

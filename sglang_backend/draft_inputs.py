@@ -146,9 +146,10 @@ def rows_after_prefill(
     for i, (length, masks) in enumerate(zip(extend_lens, num_masks, strict=True)):
         ids += [input_ids[start + 1 : start + length], tail_tokens[i : i + 1]]
         ids.append(input_ids.new_full((masks,), mask_token_id))
-        source += [torch.arange(start, start + length), torch.full((masks,), MASK_ROW)]
+        source.append(torch.arange(start, start + length, device=device))
+        source.append(torch.full((masks,), MASK_ROW, device=device))
         last = first_row + length - 1
-        select.append(last + torch.arange(num_draft_tokens).clamp(max=masks))
+        select.append(last + torch.arange(num_draft_tokens, device=device).clamp(max=masks))
         start += length
         first_row += length + masks
-    return DraftRows(torch.cat(ids), torch.cat(source).to(device), torch.cat(select).to(device))
+    return DraftRows(torch.cat(ids), torch.cat(source), torch.cat(select))

@@ -40,7 +40,7 @@ STACKED = {  # checkpoint name -> (fused parameter, shard)
 
 
 class Attention(nn.Module):
-    def __init__(self, config: PEagleConfig, in_size: int, layer_id: int, quant_config, prefix: str) -> None:
+    def __init__(self, config: PEagleConfig, in_size: int, layer_id: int, prefix: str) -> None:
         super().__init__()
         tp = get_parallel().tp_size
         self.head_dim = config.head_dim
@@ -48,11 +48,11 @@ class Attention(nn.Module):
         self.sizes = [heads * self.head_dim, kv_heads * self.head_dim, kv_heads * self.head_dim]
         self.qkv_proj = QKVParallelLinear(
             in_size, self.head_dim, config.num_attention_heads, config.num_key_value_heads,
-            bias=config.attention_bias, quant_config=quant_config, prefix=add_prefix("qkv_proj", prefix),
+            bias=config.attention_bias, prefix=add_prefix("qkv_proj", prefix),
         )  # fmt: skip
         self.o_proj = RowParallelLinear(
             config.num_attention_heads * self.head_dim, config.hidden_size,
-            bias=config.attention_bias, quant_config=quant_config, prefix=add_prefix("o_proj", prefix),
+            bias=config.attention_bias, prefix=add_prefix("o_proj", prefix),
         )  # fmt: skip
         rope = dict(config.rope_parameters)
         self.rotary_emb = get_rope(
@@ -64,7 +64,7 @@ class Attention(nn.Module):
         )
         self.attn = RadixAttention(
             heads, self.head_dim, self.head_dim**-0.5, num_kv_heads=kv_heads, layer_id=layer_id,
-            quant_config=quant_config, prefix=add_prefix("attn", prefix),
+            prefix=add_prefix("attn", prefix),
         )  # fmt: skip
         if config.qk_norm:
             self.q_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps)
@@ -80,14 +80,14 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: PEagleConfig, layer_id: int, quant_config, prefix: str) -> None:
+    def __init__(self, config: PEagleConfig, layer_id: int, prefix: str) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
         self.fused = layer_id == 0
         self.norm_residual = config.norm_before_residual
         in_size = 2 * size if self.fused else size
-        self.self_attn = Attention(config, in_size, layer_id, quant_config, add_prefix("self_attn", prefix))
-        self.mlp = LlamaMLP(size, config.intermediate_size, config.hidden_act, quant_config, add_prefix("mlp", prefix))
+        self.self_attn = Attention(config, in_size, layer_id, add_prefix("self_attn", prefix))
+        self.mlp = LlamaMLP(size, config.intermediate_size, config.hidden_act, prefix=add_prefix("mlp", prefix))
         self.input_layernorm = RMSNorm(size, eps=eps)
         self.post_attention_layernorm = RMSNorm(size, eps=eps)
         if self.fused:
@@ -108,7 +108,7 @@ class Layer(nn.Module):
 class PEagleModel(nn.Module):
     mask_fused: Tensor
 
-    def __init__(self, config: PEagleConfig, quant_config, prefix: str) -> None:
+    def __init__(self, config: PEagleConfig, prefix: str) -> None:
         super().__init__()
         eps = config.rms_norm_eps
         self.embed_tokens = VocabParallelEmbedding(
@@ -122,7 +122,7 @@ class PEagleModel(nn.Module):
         self.mask_hidden = nn.Parameter(torch.zeros(1, 1, config.fused_size), requires_grad=False)
         self.register_buffer("mask_fused", torch.zeros(1, config.hidden_size), persistent=False)
         self.layers = nn.ModuleList(
-            Layer(config, i, quant_config, add_prefix(f"layers.{i}", prefix)) for i in range(config.num_hidden_layers)
+            Layer(config, i, add_prefix(f"layers.{i}", prefix)) for i in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, eps=eps)
 
@@ -149,13 +149,12 @@ class PEagleForCausalLM(nn.Module):
     draft_parallel_spec = DraftParallelSpec(tp_execution=DraftTPExecution.SINGLE_GROUP)
 
     def __init__(self, config, quant_config=None, prefix: str = "") -> None:
+        """quant_config: None; `server_args.validate` keeps the target's away and refuses one for the head."""
         super().__init__()
         self.config = config
         self.head = head = PEagleConfig.from_pretrained(head_directory(config.name_or_path))
-        self.model = PEagleModel(head, quant_config, add_prefix("model", prefix))
-        self.lm_head = ParallelLMHead(
-            head.draft_vocab_size, head.hidden_size, quant_config=quant_config, prefix=add_prefix("lm_head", prefix)
-        )
+        self.model = PEagleModel(head, add_prefix("model", prefix))
+        self.lm_head = ParallelLMHead(head.draft_vocab_size, head.hidden_size, prefix=add_prefix("lm_head", prefix))
         logits_config = copy.deepcopy(config)
         logits_config.vocab_size = head.draft_vocab_size
         self.logits_processor = LogitsProcessor(logits_config)

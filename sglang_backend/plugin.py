@@ -12,21 +12,24 @@ from sglang_backend import cpu
 @functools.cache
 def register() -> None:
     """Make SGLang know PEAGLE and, where it was chosen, the CPU reference platform."""
-    from sglang_backend import adaptive, algorithm, capture, head_config, requests, weight_updates
+    from sglang_backend import adaptive, algorithm, capture, context_limit, head_config, lora, requests, weight_updates
 
     algorithm.register()
     adaptive.install()
+    context_limit.install()
     head_config.install()
+    lora.install()
     requests.install()
     weight_updates.install()
     capture.install()
     _report_counters()
     _say_input_errors_in_one_line()
     if cpu.selected():
-        from sglang_backend.cpu import attention, twins
+        from sglang_backend.cpu import attention, mxfp4, twins
         from sglang_backend.cpu.platform import ATTENTION_BACKEND
 
         twins.install()
+        mxfp4.install()
         attention.install(ATTENTION_BACKEND)
 
 

@@ -10,7 +10,9 @@ from sglang.srt.platforms import current_platform
 
 from peagle_core.checkpoint import read_tensors
 from peagle_core.config import PEagleConfig
+from peagle_core.config_formats import load_config_dict
 from peagle_core.errors import InputError
+from sglang_backend import lora
 from sglang_backend.adaptive import check_table
 from sglang_backend.head_config import head_directory
 
@@ -22,19 +24,29 @@ MAX_RUNNING_REQUESTS = 48  # SGLang's own default for its EAGLE family
 # server argument -> (value that is fine, what to do instead)
 UNSUPPORTED = {
     "enable_multi_layer_eagle": (False, "drop --enable-multi-layer-eagle; a P-EAGLE head has its own layers"),
-    "enable_lora": (False, "serve a merged target, or without speculation"),
-    "lora_paths": (None, "serve a merged target, or without speculation"),
     "attn_dp_size": (1, "drop --attn-dp-size, or --enable-dp-attention, which sets it"),
+    "pp_size": (1, "use --tp-size instead of --pp-size"),
+    "dcp_size": (1, "use --tp-size instead of --dcp-size"),
+    "attn_cp_size": (1, "use --tp-size instead of --attn-cp-size"),
+    "moe_a2a_backend": ("none", "drop --moe-a2a-backend"),
+    "disaggregation_mode": ("null", "serve prefill and decode in one server"),
     "enable_two_batch_overlap": (False, "drop --enable-two-batch-overlap"),
     "enable_pdmux": (False, "drop --enable-pdmux"),
-    "pp_size": (1, "use --tp-size instead of --pp-size"),
-    "disaggregation_mode": ("null", "serve prefill and decode in one server"),
+    "enable_hisparse": (False, "drop --enable-hisparse"),
+    "enable_unified_memory": (False, "drop --enable-unified-memory"),
+    "is_embedding": (False, "an embedding server generates nothing to draft"),
+    "enable_return_hidden_states": (False, "it would return the drafter's three states; serve without speculation"),
+    "enable_custom_logit_processor": (False, "verification does not run them; serve without speculation"),
     "speculative_token_map": (None, "drop --speculative-token-map; a head with a draft vocabulary brings its own"),
+    "speculative_draft_window_size": (None, "a P-EAGLE head attends to all of the text; drop the window"),
+    "speculative_draft_model_quantization": (None, "a head is served in the precision of --dtype; drop it"),
 }
 
 
 def validate(server_args) -> None:
     """Runs in the launcher, before any model is loaded. Sets K; raises InputError in one sentence."""
+    if not server_args._speculative_draft_quantization_explicitly_set:
+        server_args.speculative_draft_model_quantization = None  # SGLang has put the target's --quantization here
     for name, (fine, instead) in UNSUPPORTED.items():
         if getattr(server_args, name) not in (fine, None):
             raise InputError(f"PEAGLE does not support {name}={getattr(server_args, name)!r}: {instead}")
@@ -42,12 +54,16 @@ def validate(server_args) -> None:
         raise InputError("PEAGLE needs --speculative-draft-model-path HEAD")
     head = head_directory(server_args.speculative_draft_model_path)
     config = PEagleConfig.from_pretrained(head)
+    if load_config_dict(head).get("quantization_config"):
+        raise InputError(f"{head}/config.json has a quantization_config: PEAGLE serves heads in plain precision")
     _check_target(head, config, server_args)
+    _check_tensor_parallelism(head, config, server_args.tp_size)
     if server_args.load_format != "dummy":
         read_tensors(head, config)  # every tensor there, of the right shape and finite
     _set_num_draft_tokens(server_args, config)
     _check_rejection_sampling(server_args)
     check_table(server_args)
+    lora.check(server_args)
 
 
 def _check_target(head: Path, config: PEagleConfig, server_args) -> None:
@@ -61,6 +77,16 @@ def _check_target(head: Path, config: PEagleConfig, server_args) -> None:
     if config.vocab_size > target.vocab_size:
         raise InputError(
             f"{head} has a vocabulary of {config.vocab_size}, {server_args.model_path} one of {target.vocab_size}"
+        )
+
+
+def _check_tensor_parallelism(head: Path, config: PEagleConfig, ranks: int) -> None:
+    """SGLang splits the heads over the ranks, and repeats key-value heads where there are fewer of them."""
+    kv_heads = config.num_key_value_heads
+    if config.num_attention_heads % ranks or (kv_heads % ranks and ranks % kv_heads):
+        raise InputError(
+            f"{head} has {config.num_attention_heads} attention heads and {kv_heads} key-value heads, "
+            f"which do not divide among --tp-size {ranks}"
         )
 
 

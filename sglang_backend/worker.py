@@ -23,10 +23,12 @@ from sglang.srt.speculative.eagle_utils import _eagle_prefill_tail_tokens
 from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input, prepare_for_draft_extend
 from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker, EAGLEWorkerV2
 from sglang.srt.speculative.spec_utils import draft_pp_context, draft_tp_context
+from sglang.srt.utils.common import async_h2d
 from torch import Tensor
 
 from sglang_backend import graphs, proposals, recorder
 from sglang_backend.adaptive import max_num_draft_tokens
+from sglang_backend.context_limit import lengthen_drafter_context
 from sglang_backend.draft_inputs import (
     DraftExtendInput,
     DraftRows,
@@ -34,6 +36,7 @@ from sglang_backend.draft_inputs import (
     rows_after_verify,
 )
 from sglang_backend.min_p import MinP
+from sglang_backend.penalties import ExactPenalties
 from sglang_backend.scratch_slots import ScratchSlots
 
 
@@ -53,8 +56,10 @@ class PEagleDraftWorker(EagleDraftWorker):
         self.counters = Counters()
         self.recorder = recorder.from_environment()
         self.relay_width = max_num_draft_tokens(get_spec())
+        lengthen_drafter_context(self.draft_runner, get_spec())
         self.mask_token_id = self.draft_runner.model.head.mask_token_id
         self.samples_drafts = get_spec().speculative_use_rejection_sampling
+        self.penalties = ExactPenalties(self.target_worker.model_config.vocab_size, self.device)
 
     @property
     def num_drafts(self) -> int:
@@ -149,17 +154,18 @@ class PEagleDraftWorker(EagleDraftWorker):
             bonus_tokens=next_token_ids, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1
         )
         self._set_drafts(draft_input, logits, batch, batch.seq_lens + 1)
+        self.penalties.start(batch.reqs, finished, next_token_ids)
         return draft_input
 
     def _prefill_batch(self, batch, rows: DraftRows, masks: list[int], hidden_states: Tensor) -> ForwardBatch:
         """SGLang's prefill batch with mask rows behind each finished prompt."""
         extended = copy.copy(batch)
-        num_masks = torch.tensor(masks)
         extended.input_ids = rows.input_ids
+        extended.input_embeds = extended.replace_embeds = None  # of the prompt, for the target; the drafter has ids
         extended.extend_lens = [n + m for n, m in zip(batch.extend_lens, masks, strict=True)]
         extended.extend_num_tokens = len(rows.input_ids)
-        extended.seq_lens_cpu = batch.seq_lens_cpu + num_masks
-        extended.seq_lens = batch.seq_lens + num_masks.to(batch.seq_lens.device)
+        extended.seq_lens_cpu = batch.seq_lens_cpu + torch.tensor(masks)
+        extended.seq_lens = batch.seq_lens + async_h2d(masks, dtype=torch.int64, device=batch.seq_lens.device)
         extended.seq_lens_sum = int(extended.seq_lens_cpu.sum())
         req_to_token = self.req_to_token_pool.req_to_token
         extended.out_cache_loc = torch.cat(

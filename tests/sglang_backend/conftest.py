@@ -50,7 +50,9 @@ class Plain:
 
 @pytest.fixture(scope="session")
 def plain(models, tmp_path_factory) -> Plain:
-    with serve(models / "target", tmp_path_factory.mktemp("none") / "log") as server:
+    # Without overlap SGLang's penalties count every token of the output; with it the last one comes a step late.
+    log = tmp_path_factory.mktemp("none") / "log"
+    with serve(models / "target", log, "--disable-overlap-schedule") as server:
         answers = ask_all(server, mixed_prompts(), LENGTH, 1)
         outputs = {tuple(p): a["output_ids"] for p, a in zip(mixed_prompts(), answers, strict=True)}
         requests = feature_requests(outputs[tuple(TRAINED[0])])
@@ -74,6 +76,7 @@ def feature_requests(known: list[int]) -> dict[str, dict]:
         "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
         "required": ["name", "age"],
     }
+    tag = {"type": "tag", "begin": "<a>", "content": {"type": "json_schema", "json_schema": schema}, "end": "</a>"}
     return {
         "logprobs": request({"return_logprob": True, "top_logprobs_num": 3, "logprob_start_len": 0}),
         "one stop token": request(stop_token_ids=[known[7]]),
@@ -82,7 +85,13 @@ def feature_requests(known: list[int]) -> dict[str, dict]:
         "regex": request(regex="[a-f]{5}-[0-9]{10,20}", ignore_eos=False),
         "a phrase": request({"input_ids": PHRASE_PROMPT}, regex=PHRASE, ignore_eos=False),
         "json schema": request(json_schema=json.dumps(schema), ignore_eos=False),
+        "ebnf": request(ebnf='root ::= "x" [0-9]* "!"', ignore_eos=False),
+        "structural tag": request(structural_tag=json.dumps({"type": "structural_tag", "format": tag})),
         "logit bias": request(logit_bias={"65": 12.0}),
+        "frequency penalty": request(frequency_penalty=2.0),
+        "presence penalty": request(presence_penalty=1.5),
+        "repetition penalty": request(repetition_penalty=1.7),
+        "min new tokens": request(min_new_tokens=20, stop_token_ids=[known[3]], ignore_eos=False),
         "no more than 1": request(max_new_tokens=1),
     }
 
@@ -91,8 +100,7 @@ def feature_requests(known: list[int]) -> dict[str, dict]:
 def overfit_server(models, tmp_path_factory):
     """PEAGLE with the over-fitted head, K = 5 from its config, every pass recorded under `records`."""
     root = tmp_path_factory.mktemp("overfit")
-    with serve(
-        models / "target", root / "log", *peagle(models / "overfit"), PEAGLE_RECORD_DIR=str(root / "records")
-    ) as server:
+    arguments = [*peagle(models / "overfit"), "--enable-metrics"]
+    with serve(models / "target", root / "log", *arguments, PEAGLE_RECORD_DIR=str(root / "records")) as server:
         server.records = root / "records"
         yield server

@@ -1,6 +1,7 @@
 """A SGLang plugin for tests: in the scheduler it watches every decode step of the PEAGLE worker, and checks it.
 
-1. Each step runs under `NoHostSync`, where asking a tensor for its value is an error.
+1. Each step, and each drafter pass of a prefill, runs under `NoHostSync`, where asking a tensor for its value is an
+   error, and so is a copy to the device that waits.
 2. Each step's drafter pass runs twice, eagerly and through sglang_backend.graphs, and the logits are compared. There
    is no CUDA here, so `Replay` stands in for SGLang's graph backend: where a CUDA graph replays the kernels of the
    captured call, it makes the captured call again, on the same static buffers. It shows that padding is harmless and
@@ -35,8 +36,8 @@ def watch(_result, worker, *_args, **_kwargs) -> None:
     if cls.__name__ != "PEagleDraftWorker" or hasattr(cls, "unwatched"):
         return
     stand_in_for_cuda()
-    cls.unwatched = cls._draft_extend_for_decode
-    cls._draft_extend_for_decode = decode_step
+    cls.unwatched, cls.unwatched_prefill = cls._draft_extend_for_decode, cls._draft_extend_for_prefill
+    cls._draft_extend_for_decode, cls._draft_extend_for_prefill = decode_step, prefill
     set_drafts = cls._set_drafts
 
     def keep_logits(self, draft_input, logits, batch, known):
@@ -44,6 +45,18 @@ def watch(_result, worker, *_args, **_kwargs) -> None:
         set_drafts(self, draft_input, logits, batch, known)
 
     cls._set_drafts = keep_logits
+
+
+def prefill(worker, batch, *args, **kwargs):
+    with NoHostSync(batch.seq_lens_cpu, batch.req_pool_indices_cpu) as watched:
+        draft_input = worker.unwatched_prefill(batch, *args, **kwargs)
+    report(prefill_watched=watched.calls)
+    return draft_input
+
+
+def report(**line) -> None:
+    with Path(os.environ["DECODE_PROBE"]).open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def decode_step(worker, batch, result, **kwargs) -> None:
@@ -66,16 +79,15 @@ def decode_step(worker, batch, result, **kwargs) -> None:
         graphs.static.slots.fill_(worker.req_to_token_pool.req_to_token[batch.req_pool_indices[0], 0])
     with NoHostSync(batch.seq_lens_cpu) as watched:
         worker.unwatched(batch, result, **kwargs)
-    line = {
-        "bs": bs,
-        "padded": padded,
-        "watched": watched.calls,
-        "apart": float((worker.logits - eager).abs().max()),
-        "same": torch.equal(drafts, result.next_draft_input.topk_index),
-        "shape": list(worker.logits.shape) == list(eager.shape),
-    }
-    with Path(os.environ["DECODE_PROBE"]).open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    report(
+        bs=bs,
+        padded=padded,
+        watched=watched.calls,
+        apart=float((worker.logits - eager).abs().max()),
+        same=torch.equal(drafts, result.next_draft_input.topk_index),
+        shape=list(worker.logits.shape) == list(eager.shape),
+        reach=worker.draft_extend_attn_backend.max_context_len,
+    )
 
 
 class Replay:
@@ -109,7 +121,7 @@ def stand_in_for_cuda() -> None:
     from sglang.srt.model_executor.graph_shared_output import GraphSharedOutput
     from sglang.srt.speculative import eagle_draft_extend_cuda_graph_runner as sglangs
 
-    from sglang_backend import graphs
+    from sglang_backend import graphs, scratch_slots, worker
     from sglang_backend.cpu.attention import TorchSdpaBackend
 
     class Graphs(graphs.DraftGraphs):
@@ -131,6 +143,9 @@ def stand_in_for_cuda() -> None:
     TorchSdpaBackend.init_cuda_graph_state = lambda *_: None
     TorchSdpaBackend.get_cuda_graph_seq_len_fill_value = lambda _: 1
     TorchSdpaBackend.init_forward_metadata_out_graph = plan_replay
+    # SGLang's own: pinned where there is a GPU; and what it evicts from its cache.
+    worker.async_h2d = allowed(worker.async_h2d)
+    scratch_slots.evict_from_tree_cache = allowed(scratch_slots.evict_from_tree_cache)
     # The CPU backend asks for lengths all the time; the backends of GPUs are SGLang's.
     for name in ("init_forward_metadata", "init_forward_metadata_out_graph", "forward"):
         setattr(TorchSdpaBackend, name, allowed(getattr(TorchSdpaBackend, name)))

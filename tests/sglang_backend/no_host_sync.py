@@ -42,6 +42,8 @@ class NoHostSync(TorchFunctionMode):
         on_host = all(getattr(x, "on_host", False) for x in tensors)
         if not on_host and asks(func, args, kwargs):
             raise HostSync(f"{func.__name__} of a device tensor: the host would wait for the device")
+        if on_host and tensors and func.__name__ == "to" and waits(args[1:], kwargs):
+            raise HostSync("to: an ordinary copy to the device, for which the host would wait")
         result = func(*args, **kwargs)
         if on_host and (tensors or kwargs.get("device") is None):
             for x in tree_leaves(result):
@@ -62,6 +64,12 @@ def asks(func, args, kwargs) -> bool:
     if name == "where":
         return len(args) + len(kwargs) == 1
     return name in ASKS
+
+
+def waits(args, kwargs) -> bool:
+    """Whether `.to(...)` names a device and is not said to be non-blocking."""
+    names_device = any(isinstance(x, str | torch.device) for x in (*args, kwargs.get("device")))
+    return names_device and not kwargs.get("non_blocking")
 
 
 def allowed(method):

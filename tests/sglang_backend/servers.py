@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,11 @@ def ask_all(server: Server, prompts: list[list[int]], max_new_tokens: int, concu
         return list(pool.map(lambda p: server.generate(p, max_new_tokens), prompts))
 
 
+def generate_to_the_limit(server: Server, prompt: list[int]) -> list[int]:
+    """As much as the context has room for, which is what a chat without `max_tokens` asks for -> the tokens."""
+    return server.generate(prompt, None)["output_ids"]
+
+
 def plugin_path(root: Path, module: str) -> str:
     """A PYTHONPATH under which servers load tests/sglang_backend/`module`.py as a plugin: its `register`."""
     plugin = root / "plugins" / f"{module}-0.dist-info"
@@ -36,11 +42,13 @@ def plugin_path(root: Path, module: str) -> str:
     return f"{plugin.parent}:{Path(__file__).parent}:{Path(__file__).parents[2]}"
 
 
-def refuse(target: Path, *arguments: str) -> tuple[int, str]:
-    """Start a server that should refuse to start: (exit code, what it said)."""
+def refuse(target: Path, *arguments: str) -> tuple[int, str, float]:
+    """Start a server that should refuse to start: (exit code, what it said, the processor time it took in seconds)."""
     command = launch_command(target, free_port(), *SERVE, *arguments)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, env=cpu_environment(), capture_output=True, text=True, timeout=180)
-    return done.returncode, done.stderr
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done.returncode, done.stderr, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def refusals(arguments: list[list[str]]) -> list[str | None]:

@@ -25,6 +25,13 @@ def test_registering_twice_is_harmless():
     assert SpeculativeAlgorithm.from_string("PEAGLE").is_eagle3()
 
 
+def test_blackwell_gives_chains_its_fastest_attention():
+    from sglang.srt.arg_groups.model_override_base import _forces_eagle_topk_one
+
+    takes = [algorithm.drafts_a_chain(_forces_eagle_topk_one, name) for name in ("PEAGLE", "dflash", "EAGLE3")]
+    assert takes == [True, True, False]
+
+
 @pytest.mark.parametrize("k", range(1, 12))
 def test_the_reservation_covers_the_mask_rows(k):
     # Lag of the scheduler's length (K+1) + rows of a pass (2K).

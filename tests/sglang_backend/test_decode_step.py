@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from byte_models import CONTEXT
 from conftest import LENGTH, TRAINED, mixed_prompts
 from no_host_sync import HostSync, NoHostSync
 from safetensors.torch import load_file, save_file
@@ -50,11 +51,14 @@ def test_padded_graphs_draft_what_the_eager_pass_drafts_and_nothing_synchronises
         prompts = (mixed_prompts() * 4)[: 3 * concurrency]  # enough that so many do run at once for a while
         answers = ask_all(probed, prompts, LENGTH, concurrency)
         assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in prompts]
-    steps = steps_since(probed, 0)
+    lines = steps_since(probed, 0)
+    prefills, steps = ([line for line in lines if ("bs" in line) == decodes] for decodes in (False, True))
+    assert len(prefills) > 10 and all(line["prefill_watched"] > 20 for line in prefills)
     assert {(1, 1), (2, 2), (3, 4), (5, 8)} <= {(step["bs"], step["padded"]) for step in steps}
     assert any(step["padded"] is None for step in steps), "more requests than the largest graph: eagerly"
     for step in steps:
         assert step["watched"] > 50 and step["shape"] and step["same"] and step["apart"] < 1e-4, step
+        assert step["reach"] >= CONTEXT + 3 * NUM_DRAFTS, "page tables as long as the rows at the context limit reach"
 
 
 @pytest.mark.slow
@@ -103,7 +107,10 @@ def test_the_watch_sees_what_it_must():
         with pytest.raises(HostSync), NoHostSync():
             ask()
             pytest.fail(name)
+    with pytest.raises(HostSync), NoHostSync():
+        torch.tensor([1, 2]).to("cpu")
     with NoHostSync(x):
+        torch.tensor([1, 2]).to("cpu", non_blocking=True)
         assert (x + 1).tolist() == [1, 2, 3, 4] and int(x.sum()) == 6
         assert torch.tensor([3]).item() == 3
     with NoHostSync():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
+import torch
+from byte_models import CONTEXT
 from conftest import LENGTH, TRAINED, mixed_prompts
 from reference import check_drafts
-from servers import ask_all, peagle, plugin_path, serve
+from servers import ask_all, generate_to_the_limit, peagle, plugin_path, serve
 from transformers import LlamaForCausalLM
 
 from peagle_core.checkpoint import load_drafter
@@ -17,8 +20,7 @@ pytestmark = pytest.mark.slow
 OPTIONS = {
     "chunked prefill": ["--chunked-prefill-size", "32"],
     "pages of 16 and chunks": ["--page-size", "16", "--chunked-prefill-size", "48"],
-    "pages of 64": ["--page-size", "64"],
-    "no overlap": ["--disable-overlap-schedule"],
+    "pages of 64 without overlap": ["--page-size", "64", "--disable-overlap-schedule"],
     "no radix cache": ["--disable-radix-cache"],
 }
 
@@ -37,6 +39,18 @@ def test_outputs_and_drafts_stay(models, expected, tmp_path, option):
         answers = ask_all(server, mixed_prompts(), LENGTH, 8)
         assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in mixed_prompts()]
         assert server.counters()["prefills_without_masks"] == 0
+        if option == "no radix cache":  # SGLang takes embeddings only then
+            check_embeddings(server, target, mixed_prompts()[3])
+
+
+def check_embeddings(server, target: LlamaForCausalLM, prompt: list[int]) -> None:
+    """A prompt given as embeddings, which SGLang rounds to bf16. The drafter gets ids that mean nothing."""
+    target.generation_config.eos_token_id = None
+    embeddings = target.get_input_embeddings().weight[prompt].detach().bfloat16().float()
+    own = target.generate(inputs_embeds=embeddings[None], max_new_tokens=20, do_sample=False)[0].tolist()
+    params = {"max_new_tokens": 20, "temperature": 0, "ignore_eos": True}
+    answer = server.post("/generate", {"input_embeds": embeddings.tolist(), "sampling_params": params})
+    assert answer["output_ids"] == own
 
 
 @pytest.mark.parametrize("page_size", [1, 16])
@@ -76,6 +90,16 @@ def test_no_slot_outside_a_reservation_is_written(models, expected, tmp_path, pa
         for concurrency in (1, 5, 10):
             answers = ask_all(server, mixed_prompts(), LENGTH, concurrency)
             assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in mixed_prompts()]
+        # A request at the context limit: its last rows reach past it.
+        target = LlamaForCausalLM.from_pretrained(models / "target").eval()
+        target.generation_config.eos_token_id = None
+        prompt = (TRAINED[0] * 200)[: CONTEXT - 60]
+        tokens = generate_to_the_limit(server, prompt)
+        assert len(prompt) + len(tokens) >= CONTEXT - 2
+        own = target.generate(torch.tensor([prompt]), max_new_tokens=len(tokens), do_sample=False)
+        assert tokens == own[0, len(prompt) :].tolist()
+        time.sleep(1)  # an idle scheduler looks for slots that were lost, and ends itself when there are any
+        assert server.generate(prompt[:5], 3)["output_ids"]
     lines = [json.loads(line) for line in (tmp_path / "writes").read_text().splitlines()]
     assert not [line for line in lines if "violation" in line]
     assert len(lines) > 100 and max(line["rows"] for line in lines) == 14

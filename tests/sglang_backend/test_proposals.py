@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from types import SimpleNamespace
 
 import pytest
@@ -19,10 +20,42 @@ def torch_draws(monkeypatch) -> None:
     monkeypatch.setenv("SGLANG_OPT_USE_GUMBEL_SAMPLE", "0")
 
 
-def sampling_info(bs: int, temperature: float = 1.0, top_k: int = 1 << 30) -> SimpleNamespace:
+def sampling_info(bs: int, temperature: float = 1.0, top_k: int = 1 << 30, seeds=None) -> SimpleNamespace:
     return SimpleNamespace(
-        temperatures=torch.full((bs, 1), temperature), top_ks=torch.full((bs,), top_k), sampling_seed=None
+        temperatures=torch.full((bs, 1), temperature), top_ks=torch.full((bs,), top_k), sampling_seed=seeds
     )
+
+
+@pytest.fixture
+def interpreted_hash(monkeypatch) -> None:
+    """SGLang's hash of seed, position and token, its Triton kernel interpreted: a copy of the module, jitted so."""
+    from sglang.kernels.ops.sampling import murmur_hash
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    spec = importlib.util.find_spec(murmur_hash.__name__)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+
+    def hashed(seed: torch.Tensor, positions: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        out = torch.empty((len(seed), len(columns)), dtype=torch.uint32)
+        copy.murmur_hash32_kernel[len(seed), 1](seed, positions, columns, out, len(seed), len(columns), BLOCK_SIZE=64)
+        return out
+
+    monkeypatch.setattr(murmur_hash, "murmur_hash32", hashed)
+
+
+def test_seeded_drafts_depend_on_seed_and_place_alone(interpreted_hash):
+    """`--enable-deterministic-inference`: who else is in the batch, and in which order, changes no draft."""
+    bs, vocab = 12, 50
+    logits = torch.randn(1, 1, vocab).expand(bs, 3, vocab)
+    seeds, known = torch.arange(bs) % 3 + 41, torch.arange(bs) // 6 + 7
+    drafts = propose_sampled(logits, None, sampling_info(bs, seeds=seeds), known, vocab).token_ids
+    order = torch.randperm(bs)[:7]
+    again = propose_sampled(logits[order], None, sampling_info(7, seeds=seeds[order]), known[order], vocab)
+    assert torch.equal(again.token_ids, drafts[order])
+    by_place = {(int(s), int(n)): tuple(d) for s, n, d in zip(seeds, known, drafts.tolist(), strict=True)}
+    assert len(by_place) == 6 and len(set(by_place.values())) > 4
+    assert any(len(set(d)) > 1 for d in by_place.values()), "each slot has a draw of its own"
 
 
 def test_draft_ids_become_target_ids():

@@ -1,0 +1,38 @@
+"""LoRA adapters under PEAGLE: on the target, as with SGLang's EAGLE-3. The drafter runs without, on the adapted states.
+
+SGLang admits its own algorithms to LoRA by name. What they need of an algorithm is that a verification has the same
+number of rows for every request, which holds for a chain of K drafts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sglang.srt.arg_groups.overrides import resolving_view
+from sglang.srt.environ import envs
+
+from peagle_core.errors import InputError
+from sglang_backend.algorithm import NAME
+
+
+def check(server_args) -> None:
+    """SGLang's own exceptions. Raises InputError."""
+    if not (server_args.enable_lora or server_args.lora_paths):
+        return
+    if server_args.speculative_adaptive:
+        raise InputError("LoRA adapters need one K: drop --speculative-adaptive")
+    if envs.SGLANG_ENABLE_OVERLAP_PLAN_STREAM.get():
+        raise InputError("LoRA adapters do without SGLANG_ENABLE_OVERLAP_PLAN_STREAM: unset it")
+
+
+def let_peagle_in(sglangs: Callable, server_args) -> None:
+    """AROUND check_lora_speculative_compatibility."""
+    if resolving_view(server_args).speculative_algorithm != NAME:
+        sglangs(server_args)
+
+
+def install() -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    target = "sglang.srt.arg_groups.lora_hook.check_lora_speculative_compatibility"
+    HookRegistry.register(target, let_peagle_in, HookType.AROUND)

@@ -1,0 +1,74 @@
+"""Requests and orders that arrive while others run, and what is answered with an error."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import LENGTH, TRAINED, mixed_prompts
+from servers import ask_all
+
+pytestmark = pytest.mark.slow
+LONG = 400  # tokens: long enough that an order arrives in the middle
+
+
+def order(server, path: str, **body) -> int:
+    return server.http.post(path, json=body).status_code
+
+
+def start(pool: ThreadPoolExecutor, server, prompts: list[list[int]], length: int) -> list:
+    futures = [pool.submit(server.generate, prompt, length) for prompt in prompts]
+    time.sleep(0.3)
+    return futures
+
+
+@pytest.mark.parametrize("mode", ["in_place", "retract"])
+def test_a_pause_changes_nothing(overfit_server, expected, mode):
+    with ThreadPoolExecutor(4) as pool:
+        futures = start(pool, overfit_server, TRAINED, LENGTH)
+        assert order(overfit_server, "/pause_generation", mode=mode) == 200
+        assert order(overfit_server, "/continue_generation") == 200
+        assert [f.result()["output_ids"] for f in futures] == [expected[tuple(p)] for p in TRAINED]
+
+
+def test_an_abort_ends_requests_and_loses_nothing(overfit_server, expected):
+    with ThreadPoolExecutor(4) as pool:
+        futures = start(pool, overfit_server, TRAINED, LONG)
+        assert overfit_server.http.post("/flush_cache").status_code == 400, "not while requests run"
+        assert order(overfit_server, "/abort_request", abort_all=True) == 200
+        reasons = [f.result()["meta_info"]["finish_reason"]["type"] for f in futures]
+    assert "abort" in reasons
+    time.sleep(1)  # an idle scheduler looks for slots that were lost
+    assert overfit_server.http.post("/flush_cache").status_code == 200
+    answers = ask_all(overfit_server, mixed_prompts(), LENGTH, 5)
+    assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in mixed_prompts()]
+
+
+def test_several_answers_to_one_prompt(overfit_server, expected):
+    params = {"max_new_tokens": LENGTH, "temperature": 0, "ignore_eos": True, "n": 3}
+    answers = overfit_server.post("/generate", {"input_ids": TRAINED[2], "sampling_params": params})
+    assert [a["output_ids"] for a in answers] == [expected[tuple(TRAINED[2])]] * 3
+
+
+def test_logprobs_of_the_openai_endpoint(overfit_server, plain):
+    body = {"model": "any", "prompt": TRAINED[0], "max_tokens": 12, "temperature": 0, "logprobs": 2}
+    choice = overfit_server.post("/v1/completions", body)["choices"][0]
+    theirs = plain.answers["logprobs"]["meta_info"]["output_token_logprobs"][:12]
+    assert choice["logprobs"]["token_logprobs"] == pytest.approx([p for p, *_ in theirs], abs=1e-3)
+
+
+def test_images_are_refused(overfit_server):
+    pixel = {"text": "a", "image_data": "data:image/png;base64,iVBORw0KGgo=", "sampling_params": {"max_new_tokens": 4}}
+    answer = overfit_server.http.post("/generate", json=pixel)
+    assert answer.status_code == 400 and "PEAGLE drafts text" in answer.text
+
+
+def test_requests_for_no_token(overfit_server):
+    assert overfit_server.generate(TRAINED[1], 0)["output_ids"] == []
+
+
+def test_prometheus_has_sglangs_names(overfit_server):
+    text = overfit_server.http.get("/metrics/").text
+    for name in ("spec_accept_length", "spec_accept_rate", "spec_num_steps", "spec_verify_calls_total"):
+        assert f"sglang:{name}{{" in text, name
