@@ -89,7 +89,8 @@ def test_what_does_not_pass_ends_the_run_which_can_be_continued(command, tmp_pat
         speaker.reply = speaker.trial = answer
         del speaker.requests[:]
         assert main([*command, f"regenerate.url={speaker.url}"]) == 0
-        assert len(speaker.requests) == len(RECORDS) - done
+        asked = {r.said[0]["content"] for r in speaker.requests}  # a request of the ended run may still come in
+        assert len(asked) == len(RECORDS) - done
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     assert [row["messages"][0] for row in rows] == [record["messages"][0] for record in RECORDS]
 
