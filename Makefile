@@ -1,4 +1,4 @@
-# make demo: train a P-EAGLE head and serve it with SGLang, on a CPU.   make test: prove the parts.
+# make demo: train a P-EAGLE and an EAGLE-3 head, serve both with SGLang, on a CPU.   make test: prove the parts.
 # Both build .venv themselves, once; constraints.txt pins every version. make test-vllm: real vLLM as the judge.
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ VLLM   := .venv-vllm/.installed
 .PHONY: demo test test-fast test-vllm test-speculators soak lint help
 
 help:
-	@echo "make demo       train a P-EAGLE head and serve it with SGLang on this machine's CPU (about 10 minutes)"
+	@echo "make demo       train a P-EAGLE and an EAGLE-3 head, serve both with SGLang on this machine's CPU (about 13 minutes)"
 	@echo "make test       the whole test suite (under 25 minutes on 2 cores)"
 	@echo "make test-fast  without the tests that start servers or train (under 2 minutes)"
 	@echo "make test-vllm  drafts and acceptance against real vLLM on the CPU (3.4 GB, 10 minutes after the demo)"

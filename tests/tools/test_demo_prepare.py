@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import LlamaForCausalLM
 
 from peagle_core.checkpoint import load_drafter
@@ -29,7 +30,6 @@ HEAD = HeadRecipe(
     new_tokens=12,
     batch_size=4,
     settings=(
-        "drafter.num_hidden_layers=1",
         "drafter.num_depths=3",
         "data.max_length=96",
         "data.row_length=200",
@@ -43,7 +43,7 @@ HEAD = HeadRecipe(
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Corpus, target and head of a few tables; one file in three held out."""
+    """Corpus, target and heads of a few tables; one file in three held out."""
     directory = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpus, "PATTERN", "encodings/cp12*.py")
@@ -51,6 +51,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         build_corpus(directory)
         build_target(directory, TARGET)
         build_head(directory, HEAD)
+        build_head(directory, HEAD, "eagle3")
     return directory
 
 
@@ -101,6 +102,22 @@ def test_the_heads_data_is_what_the_target_says_greedily(directory):
         assert torch.equal(said[PROMPT_TOKENS - 1 : -1], ids[PROMPT_TOKENS:])
 
 
+def test_both_heads_learn_from_the_same_rows_in_as_many_steps(directory):
+    runs = [yaml.safe_load((directory / name / "run.yaml").read_text()) for name in ("head-run", "eagle3-head-run")]
+    assert [run["algorithm"] for run in runs] == ["peagle", "eagle3"]
+    assert [run["drafter"]["num_hidden_layers"] for run in runs] == [2, 1]
+    assert runs[0]["data"] == runs[1]["data"]
+    assert runs[0]["drafter"]["num_depths"] == runs[1]["drafter"]["num_depths"]
+    assert {**runs[0]["optim"], "lr": 0} == {**runs[1]["optim"], "lr": 0}
+    data, steps = (
+        [json.loads((directory / name / file).read_text()) for name in ("head-run", "eagle3-head-run")]
+        for file in ("data.json", "metrics.json")
+    )
+    assert data[0]["train"] == data[1]["train"]
+    assert steps[0]["step"] == steps[1]["step"]
+    assert load_drafter(directory / "eagle3-head").config.in_turn
+
+
 def test_finished_work_is_kept_and_half_finished_work_is_not(directory, monkeypatch):
     def must_not_run(*_, **__):
         raise AssertionError("made again")
@@ -110,6 +127,7 @@ def test_finished_work_is_kept_and_half_finished_work_is_not(directory, monkeypa
     before = (directory / "head" / "model.safetensors").stat().st_mtime_ns
     assert build_head(directory, HEAD) == directory / "head"
     assert (directory / "head" / "model.safetensors").stat().st_mtime_ns == before
+    assert build_head(directory, HEAD, "eagle3") == directory / "eagle3-head"
     monkeypatch.undo()
     # An attempt that was killed leaves only a directory of another name.
     done = (directory / "generations" / "train.jsonl").read_text()

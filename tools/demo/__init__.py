@@ -1,1 +1,1 @@
-"""The demo: a small target and its P-EAGLE head, made on the spot and served (`python -m tools.demo`)."""
+"""The demo: a small target, a P-EAGLE and an EAGLE-3 head, made on the spot and served (`python -m tools.demo`)."""

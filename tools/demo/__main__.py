@@ -1,7 +1,8 @@
 """Train a P-EAGLE head on a laptop and serve it with SGLang: `python -m tools.demo` (what `make demo` runs).
 
-Everything happens under build/demo: a tiny target is trained on Python's standard library, a head on the target's own
-text, then SGLang serves both. What is finished is reused, so a second run goes straight to serving.
+Everything happens under build/demo: a tiny target is trained on Python's standard library, a P-EAGLE head and an
+EAGLE-3 head on the target's own text, then SGLang serves the target without speculation and with either head. What is
+finished is reused, so a second run goes straight to serving.
 """
 
 from __future__ import annotations
@@ -27,19 +28,21 @@ def main() -> int:
         prog="python -m tools.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dir", type=Path, default=Path("build/demo"), help="where everything goes (build/demo)")
-    parser.add_argument("--build-only", action="store_true", help="target and head, without serving them")
+    parser.add_argument("--build-only", action="store_true", help="target and heads, without serving them")
     options = parser.parse_args()
     directory = options.dir
     # Beside other work, OpenMP threads wait for each other (seen on 2 busy cores: 4 s a step with two, 0.6 with one).
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     try:
-        print("1/3 target: a small Llama on the standard library's source", flush=True)
+        print("1/4 target: a small Llama on the standard library's source", flush=True)
         build_target(directory)
-        print("2/3 head: P-EAGLE on the target's own text", flush=True)
+        print("2/4 head: P-EAGLE on the target's own text", flush=True)
         build_head(directory)
+        print("3/4 head: EAGLE-3 on the same text, to compare with", flush=True)
+        build_head(directory, algorithm="eagle3")
         if options.build_only:
             return 0
-        print("3/3 serving with SGLang on the CPU", flush=True)
+        print("4/4 serving with SGLang on the CPU", flush=True)
         return serve_and_report(directory)
     except InputError as error:
         print(f"demo: {error}", file=sys.stderr)

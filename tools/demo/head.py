@@ -1,4 +1,8 @@
-"""The demo's head: the target's own greedy text as data, and the trainer run on it as a user would run it."""
+"""The demo's heads: the target's own greedy text as data, and the trainer run on it as a user would run it.
+
+P-EAGLE and the baseline EAGLE-3 get the same rows in the same order, as many steps, one optimizer; layers, and what
+each algorithm has as its own defaults, differ.
+"""
 
 from __future__ import annotations
 
@@ -19,39 +23,49 @@ from trainer.atomic import new_directory
 from trainer.load_config import load_config
 from trainer.run import run_train
 
+# Where each algorithm's head lies in the demo's directory.
+HEADS = {"peagle": "head", "eagle3": "eagle3-head"}
+
 
 @dataclass(frozen=True)
 class HeadRecipe:
-    """new_tokens: of each generation; settings: overrides of the trainer's configuration."""
+    """new_tokens: of each generation; settings: overrides of the trainer's configuration, for all heads; peagle,
+    eagle3: for one alone. Learning rates: the best of 2e-3, 4e-3 and 8e-3 for each (docs/decisions.md).
+    """
 
     train_prompts: int = 1536
     heldout_prompts: int = 16
     new_tokens: int = 128
     batch_size: int = 64
     settings: tuple[str, ...] = (
-        "drafter.num_hidden_layers=2",
         "drafter.num_depths=8",
         "data.max_length=192",
         "data.row_length=768",
         "optim.rows_per_step=1",
         "optim.epochs=1",
         "optim.optimizer=muon",
-        "optim.lr=4e-3",
         "optim.weight_decay=0.01",
         "checkpoint_every=100",
         "log_every=20",
         "head_dtype=float32",
         "eval.num_draft_tokens=[5]",
     )
+    peagle: tuple[str, ...] = ("drafter.num_hidden_layers=2", "optim.lr=8e-3")
+    eagle3: tuple[str, ...] = ("optim.lr=8e-3",)
+
+    def settings_of(self, algorithm: str) -> list[str]:
+        return [f"algorithm={algorithm}", *self.settings, *getattr(self, algorithm)]
 
 
-def build_head(directory: str | Path, recipe: HeadRecipe = HeadRecipe()) -> Path:
-    """Train and write `directory`/head unless it is there already; returns it. An interrupted training is resumed."""
-    path = Path(directory) / "head"
+def build_head(directory: str | Path, recipe: HeadRecipe = HeadRecipe(), algorithm: str = "peagle") -> Path:
+    """Train and write `directory`/head (HEADS[algorithm]) unless it is there already; returns it. An interrupted
+    training is resumed.
+    """
+    path = Path(directory) / HEADS[algorithm]
     if path.is_dir():
         return path
     generations = build_generations(directory, recipe)
-    run_dir = Path(directory) / "head-run"
+    run_dir = Path(directory) / f"{path.name}-run"
     config = load_config(
         None,
         [
@@ -61,12 +75,12 @@ def build_head(directory: str | Path, recipe: HeadRecipe = HeadRecipe()) -> Path
             f"output_dir={run_dir}",
             f"eval.num_prompts={recipe.heldout_prompts}",
             f"eval.max_new_tokens={recipe.new_tokens}",
-            *recipe.settings,
+            *recipe.settings_of(algorithm),
         ],
     )
     stopped = run_train(config, resume=True)
     if stopped:
-        raise InputError(f"the head's training was stopped by {stopped.name}; run the same command to continue it")
+        raise InputError(f"the training of {path} was stopped by {stopped.name}; run the same command to continue it")
     with new_directory(path) as partial:
         shutil.copytree(run_dir / "head", partial, dirs_exist_ok=True)
     return path

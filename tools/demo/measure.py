@@ -1,4 +1,4 @@
-"""Serve the demo's target with and without its P-EAGLE head and measure both: speed, acceptance, equality of output."""
+"""Serve the demo's target alone, with SGLang's EAGLE3 and with PEAGLE: speed, acceptance, equality of output."""
 
 from __future__ import annotations
 
@@ -9,10 +9,37 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tools.demo.head import HEADS
 from tools.server import Server, cpu_environment, serve
 
 NUM_DRAFT_TOKENS = (3, 5, 7)
 CONCURRENCY = (1, 4)
+NONE, EAGLE3, PEAGLE = "none", "EAGLE3", "PEAGLE"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One server. k: drafts per step, 0 for no speculation."""
+
+    algorithm: str
+    k: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.algorithm} K={self.k}" if self.k else "no speculation"
+
+    def arguments(self, directory: Path) -> list[str]:
+        """What SGLang is told of its drafter; the head lies in the demo's `directory`."""
+        if not self.k:
+            return []
+        arguments = ["--speculative-algorithm", self.algorithm, "--speculative-num-steps", str(self.k)]
+        if self.algorithm == EAGLE3:
+            arguments += ["--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", str(self.k + 1)]
+        return [*arguments, "--speculative-draft-model-path", str(directory / HEADS[self.algorithm.lower()])]
+
+
+# Both heads at one K after each other: what changes on the machine over minutes meets both.
+SETUPS = (Setup(NONE, 0), *(Setup(algorithm, k) for k in NUM_DRAFT_TOKENS for algorithm in (EAGLE3, PEAGLE)))
 
 
 @dataclass(frozen=True)
@@ -20,7 +47,8 @@ class Run:
     """One line of the report. tok_per_s: output tokens of all requests / wall seconds of the whole run.
 
     accept_length: tokens per decode step, bonus included; accept_per_position[i]: share of steps whose first i+1 drafts
-    were accepted; outputs_equal: share of requests whose tokens equal the run without speculation at concurrency 1.
+    were accepted; drafter_passes_per_step: as PEAGLE's worker counts them, None under EAGLE3, which does not count;
+    outputs_equal: share of requests whose tokens equal the run without speculation at concurrency 1.
     """
 
     algorithm: str
@@ -29,7 +57,7 @@ class Run:
     tok_per_s: float
     accept_length: float
     accept_per_position: list[float]
-    drafter_passes_per_step: float
+    drafter_passes_per_step: float | None
     outputs_equal: float
     requests: int
 
@@ -38,25 +66,22 @@ def measure(directory: Path, prompts: list[list[int]], new_tokens: int) -> list[
     """All runs of the demo, one server after the other on the same machine, each warmed up before it is timed."""
     runs: list[Run] = []
     expected: list[list[int]] = []
-    for k in (0, *NUM_DRAFT_TOKENS):
-        name = f"PEAGLE K={k}" if k else "no speculation"
-        log = directory / "logs" / f"server-{k}.log"
+    for setup in SETUPS:
+        log = directory / "logs" / f"server-{setup.algorithm}-{setup.k}.log"
         arguments = ["--dtype", "float32", "--max-total-tokens", "16384", "--log-level", "warning"]
-        if k:
-            arguments += ["--speculative-algorithm", "PEAGLE", "--speculative-num-steps", str(k)]
-            arguments += ["--speculative-draft-model-path", str(directory / "head")]
-        print(f"starting the server: {name}", flush=True)
+        arguments += setup.arguments(directory)
+        print(f"starting the server: {setup.name}", flush=True)
         with serve(directory / "target", log, *arguments, environment=cpu_environment()) as server:
             for concurrency in CONCURRENCY:
                 server.http.post("/flush_cache")  # every run reads its prompts anew
                 for prompt in prompts[:4]:
                     server.generate(prompt[: len(prompt) // 2], 16)
-                before = server.counters() if k else None
-                answers, seconds = ask(server, prompts, new_tokens, concurrency, name)
-                after = server.counters() if k else None
+                before = server.counters() if setup.algorithm == PEAGLE else None
+                answers, seconds = ask(server, prompts, new_tokens, concurrency, setup.name)
+                after = server.counters() if setup.algorithm == PEAGLE else None
                 outputs = [answer["output_ids"] for answer in answers]
                 expected = expected or outputs
-                runs.append(summarise(k, concurrency, answers, seconds, expected, before, after))
+                runs.append(summarise(setup, concurrency, answers, seconds, expected, before, after))
     return [asdict(run) for run in runs]
 
 
@@ -72,18 +97,18 @@ def ask(
 
 
 def summarise(
-    k: int, concurrency: int, answers: list[dict], seconds: float, expected: list[list[int]], before: dict | None,
-    after: dict | None,
+    setup: Setup, concurrency: int, answers: list[dict], seconds: float, expected: list[list[int]],
+    before: dict | None, after: dict | None,
 ) -> Run:  # fmt: skip
     outputs = [answer["output_ids"] for answer in answers]
-    accept_length, per_position = acceptance(answers, k)
-    passes = 0.0
+    accept_length, per_position = acceptance(answers, setup.k)
+    passes = None if setup.k else 0.0
     if before is not None and after is not None:
         steps = after["decode_steps"] - before["decode_steps"]
         passes = (after["decode_drafter_passes"] - before["decode_drafter_passes"]) / steps
     return Run(
-        algorithm="PEAGLE" if k else "none",
-        k=k,
+        algorithm=setup.algorithm,
+        k=setup.k,
         concurrency=concurrency,
         tok_per_s=sum(map(len, outputs)) / seconds,
         accept_length=accept_length,

@@ -19,6 +19,7 @@ PACKAGES = ("peagle", "sglang", "torch", "transformers")
 def write_report(directory: Path, runs: list[dict], workload: str) -> None:
     report = {
         "runs": runs,
+        "best": best(runs),
         "workload": workload,
         "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.platform()},
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -29,6 +30,25 @@ def write_report(directory: Path, runs: list[dict], workload: str) -> None:
     partial.replace(directory / "report.json")
     plot(directory / "report.png", runs, f"{workload}\n{cpu_name()}, CPU reference platform, fp32")
     print(table(runs))
+    for concurrency, of in best(runs).items():
+        print(
+            f"{concurrency} at a time: PEAGLE's best, K={of['PEAGLE']['k']}, makes {of['ratio']:.2f} times the tokens "
+            f"of EAGLE3's best, K={of['EAGLE3']['k']}"
+        )
+
+
+def best(runs: list[dict]) -> dict[str, dict]:
+    """By concurrency: the K at which each algorithm is fastest, and PEAGLE's tok/s over EAGLE3's there."""
+    found: dict[str, dict] = {}
+    for concurrency in sorted({run["concurrency"] for run in runs}):
+        fastest = {}
+        for algorithm in ("EAGLE3", "PEAGLE"):
+            own = [run for run in runs if (run["algorithm"], run["concurrency"]) == (algorithm, concurrency)]
+            run = max(own, key=lambda run: run["tok_per_s"])
+            fastest[algorithm] = {key: run[key] for key in ("k", "tok_per_s", "accept_length")}
+        ratio = fastest["PEAGLE"]["tok_per_s"] / fastest["EAGLE3"]["tok_per_s"]
+        found[str(concurrency)] = {**fastest, "ratio": ratio}
+    return found
 
 
 def cpu_name() -> str:
@@ -41,7 +61,7 @@ def cpu_name() -> str:
 
 
 def label(run: dict) -> str:
-    return f"PEAGLE K={run['k']}" if run["k"] else "no speculation"
+    return f"{run['algorithm']} K={run['k']}" if run["k"] else "no speculation"
 
 
 def table(runs: list[dict]) -> str:
@@ -51,16 +71,17 @@ def table(runs: list[dict]) -> str:
         f"{'':16} {'at a time':>9} {'tok/s':>8} {'speed-up':>8} {'accept length':>13} {'passes/step':>11} {'equal':>6}"
     ]
     for run in runs:
+        passes = run["drafter_passes_per_step"]
         lines.append(
             f"{label(run):16} {run['concurrency']:>9} {run['tok_per_s']:>8.1f} "
             f"{run['tok_per_s'] / plain[run['concurrency']]:>8.2f} {run['accept_length']:>13.2f} "
-            f"{run['drafter_passes_per_step']:>11.2f} {run['outputs_equal']:>6.0%}"
+            f"{'not counted' if passes is None else f'{passes:.2f}':>11} {run['outputs_equal']:>6.0%}"
         )
     return "\n".join(lines)
 
 
 def plot(path: Path, runs: list[dict], caption: str) -> None:
-    figure, (speed, accepted) = plt.subplots(1, 2, figsize=(11, 4.2))
+    figure, (speed, accepted) = plt.subplots(1, 2, figsize=(14, 4.6))
     concurrencies = sorted({run["concurrency"] for run in runs})
     width = 0.8 / len(concurrencies)
     names = list(dict.fromkeys(map(label, runs)))
@@ -69,14 +90,15 @@ def plot(path: Path, runs: list[dict], caption: str) -> None:
         places = [names.index(label(run)) + (i - (len(concurrencies) - 1) / 2) * width for run in chosen]
         bars = speed.bar(places, [run["tok_per_s"] for run in chosen], width, label=f"{concurrency} at a time")
         speed.bar_label(bars, fmt="%.0f", fontsize=8)
-    speed.set_xticks(range(len(names)), names)
+    speed.set_xticks(range(len(names)), [name.replace(" ", "\n", 1) for name in names])
     speed.set_ylabel("output tokens per second")
     speed.legend()
     for run in runs:
         if run["k"] and run["concurrency"] == concurrencies[0]:
             shares = run["accept_per_position"]
             name = f"{label(run)}: {run['accept_length']:.2f} tokens per step"
-            accepted.plot(range(1, len(shares) + 1), shares, marker="o", label=name)
+            style = "--" if run["algorithm"] == "EAGLE3" else "-"
+            accepted.plot(range(1, len(shares) + 1), shares, style, marker="o", label=name)
     accepted.set_ylim(0, 1)
     accepted.set_xlabel("draft position")
     accepted.set_ylabel("share of steps accepted up to here")
