@@ -12,11 +12,22 @@ from sglang_backend import cpu
 @functools.cache
 def register() -> None:
     """Make SGLang know PEAGLE and, where it was chosen, the CPU reference platform."""
-    from sglang_backend import adaptive, algorithm, capture, context_limit, head_config, lora, requests, weight_updates
+    from sglang_backend import (
+        adaptive,
+        algorithm,
+        capture,
+        context_limit,
+        draft_memory,
+        head_config,
+        lora,
+        requests,
+        weight_updates,
+    )
 
     algorithm.register()
     adaptive.install()
     context_limit.install()
+    draft_memory.install()
     head_config.install()
     lora.install()
     requests.install()

@@ -40,6 +40,11 @@ def save_in_mxfp4(target: PreTrainedModel, directory: Path) -> None:
     write_config(directory, quantization_config={"quant_method": "mxfp4"}, dtype="bfloat16")
 
 
+def with_logprobs(server, prompt: dict) -> dict:
+    params = {"max_new_tokens": 24, "temperature": 0, "ignore_eos": True}
+    return server.post("/generate", {**prompt, "sampling_params": params, "return_logprob": True})
+
+
 def test_a_target_in_mxfp4(tmp_path):
     """Along the server's own text, transformers with the same rounded experts agrees: in the log-probabilities that
     verification returned, as far as bf16 goes, and nearly always in the choice. With the experts as they were before,
@@ -49,10 +54,10 @@ def test_a_target_in_mxfp4(tmp_path):
     save_in_mxfp4(target, tmp_path / "target")
     save_random_head(tmp_path / "head", aux_layer_ids=AUX_IDS, num_depths=3)
     apart, choices = [], []
-    with serve(tmp_path / "target", tmp_path / "log", *peagle(tmp_path / "head")) as server:
+    options = [*peagle(tmp_path / "head"), "--disable-radix-cache"]  # so that it takes embeddings
+    with serve(tmp_path / "target", tmp_path / "log", *options) as server:
         for prompt in mixed_prompts():
-            params = {"max_new_tokens": 24, "temperature": 0, "ignore_eos": True}
-            answer = server.post("/generate", {"input_ids": prompt, "sampling_params": params, "return_logprob": True})
+            answer = with_logprobs(server, {"input_ids": prompt})
             output = torch.tensor(answer["output_ids"])
             with torch.no_grad():
                 logits = target(torch.tensor([prompt + answer["output_ids"][:-1]])).logits[0, len(prompt) - 1 :]
@@ -60,6 +65,11 @@ def test_a_target_in_mxfp4(tmp_path):
             ours = torch.tensor([p for p, *_ in answer["meta_info"]["output_token_logprobs"]])
             apart.append((ours - theirs).abs())
             choices.append(logits.argmax(-1) == output)
+        # The same prompt as embeddings; the drafter has ids that mean nothing, so the last bits part further on.
+        embeddings = target.get_input_embeddings().weight[prompt].float().tolist()
+        same = with_logprobs(server, {"input_embeds": embeddings})
+        assert same["meta_info"]["output_token_logprobs"][0] == answer["meta_info"]["output_token_logprobs"][0]
+        assert len(same["output_ids"]) == len(answer["output_ids"])
         counters = server.counters()
     assert torch.cat(apart).mean() < 0.1 and torch.cat(choices).float().mean() > 0.8
     assert counters["decode_drafter_passes"] == counters["decode_steps"] > 0
