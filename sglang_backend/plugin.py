@@ -18,6 +18,7 @@ def register() -> None:
         capture,
         context_limit,
         draft_memory,
+        gemma_states,
         head_config,
         lora,
         requests,
@@ -28,6 +29,7 @@ def register() -> None:
     adaptive.install()
     context_limit.install()
     draft_memory.install()
+    gemma_states.install()
     head_config.install()
     lora.install()
     requests.install()
