@@ -12,9 +12,9 @@ TARGET = "sglang.srt.model_executor.model_runner_components.attention_backend_se
 
 def add_residuals(_result, *, model, eagle_use_aux_hidden_state: bool, **_: object) -> None:
     """AFTER SGLang told the target which states to capture, before any CUDA graph."""
-    backbone = getattr(model, "model", None)
-    if not eagle_use_aux_hidden_state or type(backbone).__name__ != "Gemma3TextModel":
+    if not eagle_use_aux_hidden_state or type(model).__name__ != "Gemma3ForCausalLM":
         return
+    backbone = model.model
     for captured in backbone.layers_to_capture:
         if 0 < captured < len(backbone.layers):
             backbone.layers[captured - 1].register_forward_hook(lambda _, __, out: (out[0] + out[1], None))
