@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import run_options
+from tiny_run import run_options, signal_after_step
 
 from peagle_core.checkpoint import load_drafter
 from peagle_core.errors import InputError
-from trainer import extract, loop, material
+from trainer import extract, material
 from trainer.config import ConfigError, RunConfig
 from trainer.data.packing import pack
 from trainer.extract import run_extract
@@ -172,15 +171,7 @@ def test_missing_states_are_computed_once_and_used_as_stored(run, tmp_path, monk
 
 
 def test_a_stopped_run_keeps_what_it_computed(run, tmp_path, monkeypatch):
-    step = loop.train_step
-
-    def step_and_signal(config, state, *rest):
-        result = step(config, state, *rest)
-        if state.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return result
-
-    monkeypatch.setattr(loop, "train_step", step_and_signal)
+    signal_after_step(monkeypatch, 3)
     config = run(*cached(tmp_path / "states"), "states.on_miss=generate", "states.tokens_per_shard=100000")
     assert run_train(config) == signal.SIGTERM
     assert [path.name for path in (tmp_path / "states").glob("*.safetensors")] == ["shard-00000.safetensors"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_run import signal_after_step
 
 from peagle_core.checkpoint import load_drafter
 from peagle_core.errors import InputError
@@ -79,19 +79,11 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(run_config, tmp_pa
 def test_a_run_that_is_signalled_saves_stops_and_resumes_to_the_same_head(run_config, tmp_path, monkeypatch):
     run_train(run_config)
     interrupted = changed(run_config, output_dir=tmp_path / "other")
-    step = loop.train_step
-
-    def step_and_signal(config, state, *rest):
-        result = step(config, state, *rest)
-        if state.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return result
-
-    monkeypatch.setattr(loop, "train_step", step_and_signal)
+    signal_after_step(monkeypatch, 3)
     assert run_train(interrupted) == signal.SIGTERM
     assert newest_checkpoint(interrupted.output / "checkpoints").name == "step-00000003"
     assert not (interrupted.output / "head").exists()
-    monkeypatch.setattr(loop, "train_step", step)
+    monkeypatch.undo()
     assert run_train(interrupted, resume=True) is None
     assert_same_weights(load_drafter(run_config.output / "head"), load_drafter(interrupted.output / "head"))
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+from pytest import MonkeyPatch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from trainer import loop
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}<|end|>{% endif %}\n"
@@ -54,3 +59,16 @@ def run_options(target_dir: Path, data_file: Path, output_dir: Path) -> list[str
         "head_dtype=float32",
         "device=cpu",
     ]
+
+
+def signal_after_step(monkeypatch: MonkeyPatch, number: int) -> None:
+    """SIGTERM to this process when optimizer step `number` is done."""
+    step = loop.train_step
+
+    def step_and_signal(config, state, *rest):
+        result = step(config, state, *rest)
+        if state.step == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(loop, "train_step", step_and_signal)
