@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ import yaml
 from transformers import LlamaForCausalLM
 
 from peagle_core.checkpoint import load_drafter
+from peagle_core.errors import InputError
 from tools.demo import corpus
+from tools.demo.both_heads import build_both_heads
 from tools.demo.corpus import (
     PROMPT_TOKENS,
     build_corpus,
@@ -50,8 +54,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(corpus, "HELDOUT_SHARE", 0.34)
         build_corpus(directory)
         build_target(directory, TARGET)
-        build_head(directory, HEAD)
-        build_head(directory, HEAD, "eagle3")
+        build_both_heads(directory, HEAD)
     return directory
 
 
@@ -128,6 +131,7 @@ def test_finished_work_is_kept_and_half_finished_work_is_not(directory, monkeypa
     assert build_head(directory, HEAD) == directory / "head"
     assert (directory / "head" / "model.safetensors").stat().st_mtime_ns == before
     assert build_head(directory, HEAD, "eagle3") == directory / "eagle3-head"
+    build_both_heads(directory, HEAD)
     monkeypatch.undo()
     # An attempt that was killed leaves only a directory of another name.
     done = (directory / "generations" / "train.jsonl").read_text()
@@ -135,3 +139,14 @@ def test_finished_work_is_kept_and_half_finished_work_is_not(directory, monkeypa
     (directory / "generations.partial" / "train.jsonl").write_text("half")
     assert (build_generations(directory, HEAD) / "train.jsonl").read_text() == done
     assert not (directory / "generations.partial").exists()
+
+
+def test_a_head_that_fails_aside_is_told_with_its_log(directory, tmp_path):
+    """The learning rate of one head alone is out of range: the other is made and kept."""
+    for name in ("corpus", "target", "generations"):
+        shutil.copytree(directory / name, tmp_path / name)
+    with pytest.raises(InputError, match=r"the EAGLE-3 head was not trained, the end of .*eagle3-head.log says why"):
+        build_both_heads(tmp_path, dataclasses.replace(HEAD, eagle3=("optim.lr=-1",)))
+    assert "optim.lr" in (tmp_path / "logs" / "eagle3-head.log").read_text()
+    assert (tmp_path / "head").is_dir()
+    assert not (tmp_path / "eagle3-head").exists()

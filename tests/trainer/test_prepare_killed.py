@@ -2,51 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
+from killed_runs import assert_same_files, finish, kill_at, start, write_answers
 
 from trainer.load_config import load_config
 from trainer.prepare import run_prepare
 
-SHARDS, PER_SHARD = 40, 25
-
-
-def finished(partial: Path) -> int:
-    return len(list(partial.glob("shard-*.json")))
+SHARDS, PER_SHARD, KILLS = 40, 25, 5
 
 
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bytes(target_dir, tmp_path):
     chance = random.Random(5)
-    data = tmp_path / "train.jsonl"
-    words = ["hello there,", "what is", "the answer?", "def f(x):\n", "    return x + 1\n"]
-    with data.open("w") as file:
-        for _ in range(SHARDS * PER_SHARD):
-            answer = " ".join(chance.choices(words, k=chance.randrange(20, 200)))
-            file.write(json.dumps({"prompt": "what?", "response": answer}) + "\n")
+    data = write_answers(tmp_path / "train.jsonl", SHARDS * PER_SHARD, range(20, 200), chance)
     options = [f"target={target_dir}", f"data.train={data}", "device=cpu", f"data.documents_per_shard={PER_SHARD}"]
-    straight = run_prepare(load_config(None, [*options, "data.workers=1"]), tmp_path / "straight")
+    # Two workers are loaded anew in every run, which takes seconds.
+    alone, two = (load_config(None, [*options, f"data.workers={workers}"]) for workers in (1, 2))
+    straight = run_prepare(alone, tmp_path / "straight")
     directory, partial = tmp_path / "killed", tmp_path / "killed.partial"
-    command = [sys.executable, "-m", "trainer", "prepare", *options, "data.workers=2", "--to", str(directory)]
-    kills = 0
-    for wanted in [*sorted(chance.sample(range(1, SHARDS), 2)), SHARDS]:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while finished(partial) < wanted and process.poll() is None:
-            time.sleep(0.001)
-        time.sleep(0.05 * chance.random())
-        process.kill()
-        kills += process.wait() == -9
-        assert directory.exists() == (not partial.exists())
-    assert kills >= 2
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in directory.iterdir()) == sorted(p.name for p in straight.iterdir())
-    for path in straight.iterdir():
-        assert (directory / path.name).read_bytes() == path.read_bytes(), path.name
+
+    def done() -> int:
+        return len(list(partial.glob("shard-*.json")))
+
+    for number, wanted in enumerate(sorted(chance.sample(range(SHARDS - 5), KILLS))):
+        process = start(run_prepare, two if number % 2 else alone, directory)
+        assert kill_at(process, done, wanted, 0.05 * chance.random())
+        assert not directory.exists()
+    # Once more where all shards are there, and perhaps the directory too.
+    process = start(run_prepare, alone, directory)
+    kill_at(process, done, SHARDS, 0.05 * chance.random())
+    assert directory.exists() == (not partial.exists())
+    finish(start(run_prepare, two, directory))
+    assert_same_files(directory, straight)
     assert not partial.exists()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
-import time
+from functools import partial
 
 import pytest
 from byte_models import save_target
+from killed_runs import kill_at, start
 from tiny_run import CHAT_TEMPLATE, run_options
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -72,21 +72,17 @@ def test_killed_runs_end_with_the_same_bytes_and_a_drafter_learns_from_them(targ
     assert (tmp_path / "run" / "head" / "config.json").is_file()
 
 
+def answered(journal):
+    return journal.read_bytes().count(b"\n") if journal.is_file() else 0
+
+
 def kill_at_random(command, answers):
     """Start the command KILLS times, each time in a process that is killed at a random point of its work."""
     chance = random.Random(13)
     journal = answers.with_name(answers.name + ".partial") / "journal"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer.regenerate"])  # the imports take seconds, each time
-    for wanted in sorted(chance.sample(range(TALKS - 10), KILLS)):
-        process = context.Process(target=main, args=(command,))
-        process.start()
-        while process.is_alive() and (not journal.is_file() or journal.read_bytes().count(b"\n") <= wanted):
-            time.sleep(0.001)
-        time.sleep(0.1 * chance.random())
-        process.kill()
-        process.join()
-        assert process.exitcode == -9
+    for wanted in sorted(chance.sample(range(1, TALKS - 9), KILLS)):
+        process = start(main, command)
+        assert kill_at(process, partial(answered, journal), wanted, 0.1 * chance.random())
         assert not answers.exists()
 
 

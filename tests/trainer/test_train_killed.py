@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from killed_runs import assert_same_files, finish, kill_at, start
 from safetensors.torch import load_file
 from tiny_run import run_options
 
@@ -32,7 +32,6 @@ def settings(target_dir: Path, data_file: Path, run: Path, *more: str) -> list[s
 
 
 def train(arguments: list[str]) -> None:
-    torch.set_num_threads(1)
     sys.exit(main(arguments))
 
 
@@ -41,10 +40,9 @@ def steps_done(run: Path) -> int:
     return int(newest.name[-8:]) if newest else 0
 
 
-def wait_for(run: Path, step: int, alive: Callable[[], bool], writing: bool = False) -> None:
-    """Until there is a checkpoint of that step; writing: and the next one is begun."""
-    while (steps_done(run) < step or (writing and not is_writing(run))) and alive():
-        time.sleep(0.0005)
+def steps_done_while(run: Path, writing: bool) -> int:
+    """writing: 0 unless the next checkpoint is begun."""
+    return steps_done(run) if is_writing(run) or not writing else 0
 
 
 def is_writing(run: Path) -> bool:
@@ -52,27 +50,10 @@ def is_writing(run: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def processes():
-    """Starts processes that have torch and transformers loaded already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trainer.run", "trainer.__main__"])
-    return context
-
-
-@pytest.fixture(scope="module")
-def straight(processes, target_dir, data_file, tmp_path_factory) -> Path:
+def straight(target_dir, data_file, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("straight") / "run"
-    process = processes.Process(target=train, args=(settings(target_dir, data_file, run),))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    finish(start(train, settings(target_dir, data_file, run)))
     return run
-
-
-def assert_same_files(found: Path, expected: Path) -> None:
-    assert sorted(p.name for p in found.iterdir()) == sorted(p.name for p in expected.iterdir())
-    for path in expected.iterdir():
-        assert (found / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -80,26 +61,19 @@ def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
     return {name: t for path in checkpoint.glob("*.safetensors") for name, t in load_file(path).items()}
 
 
-def test_a_killed_run_ends_with_the_same_bits(processes, straight, target_dir, data_file, tmp_path):
+def test_a_killed_run_ends_with_the_same_bits(straight, target_dir, data_file, tmp_path):
     chance = random.Random(3)
     run = tmp_path / "run"
     arguments = settings(target_dir, data_file, run)
     halves = 0
     for number, step in enumerate(sorted(chance.sample(range(1, STEPS - 1), KILLS))):
-        process = processes.Process(target=train, args=([*arguments, "--resume"],))
-        process.start()
-        wait_for(run, step, process.is_alive, writing=number % 2 == 0)
-        time.sleep((0.01 if number % 2 == 0 else 0.2) * chance.random())
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
+        process, writing = start(train, [*arguments, "--resume"]), number % 2 == 0
+        delay = (0.01 if writing else 0.2) * chance.random()
+        assert kill_at(process, partial(steps_done_while, run, writing), step, delay)
         assert not (run / "head").exists()
         halves += is_writing(run)
     assert halves > 0
-    process = processes.Process(target=train, args=([*arguments, "--resume"],))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    finish(start(train, [*arguments, "--resume"]))
     assert_same_files(run / "head", straight / "head")
     last, expected = (newest_checkpoint(place / "checkpoints") for place in (run, straight))
     assert last.name == expected.name == f"step-{STEPS:08d}"
@@ -128,12 +102,13 @@ def test_two_killed_processes_end_with_the_bits_of_one(straight, target_dir, dat
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "trainer"]
     command = [*launch, *settings(target_dir, data_file, run), "--resume"]
 
-    def start() -> subprocess.Popen[str]:
+    def launched() -> subprocess.Popen[str]:
         how: dict[str, Any] = {"env": {**os.environ, "OMP_NUM_THREADS": "1"}, "cwd": root, "text": True}
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **how)
 
-    killed = start()
-    wait_for(run, 5, lambda: killed.poll() is None)
+    killed = launched()
+    while steps_done(run) < 5 and killed.poll() is None:
+        time.sleep(0.0005)
     workers = children(killed.pid)
     assert len(workers) == 2
     for process_id in (killed.pid, *workers):
@@ -142,7 +117,7 @@ def test_two_killed_processes_end_with_the_bits_of_one(straight, target_dir, dat
     reached = steps_done(run)
     assert 5 <= reached < STEPS
 
-    finished = start()
+    finished = launched()
     said, _ = finished.communicate()
     assert finished.returncode == 0, said
     assert f"resumed at step {reached} from" in said

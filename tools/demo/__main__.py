@@ -8,18 +8,16 @@ finished is reused, so a second run goes straight to serving.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-import torch
-
 from peagle_core.errors import InputError
+from tools.demo.both_heads import build_both_heads, use_half_of_the_cores
 from tools.demo.corpus import heldout_prompts, shared_with_training
-from tools.demo.head import build_head
+from tools.demo.head import HeadRecipe
 from tools.demo.target import build_target
 
-REQUESTS = 48
+REQUESTS = 32
 NEW_TOKENS = 128
 
 
@@ -31,18 +29,15 @@ def main() -> int:
     parser.add_argument("--build-only", action="store_true", help="target and heads, without serving them")
     options = parser.parse_args()
     directory = options.dir
-    # Beside other work, OpenMP threads wait for each other (seen on 2 busy cores: 4 s a step with two, 0.6 with one).
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+    use_half_of_the_cores()
     try:
-        print("1/4 target: a small Llama on the standard library's source", flush=True)
+        print("1/3 target: a small Llama on the standard library's source", flush=True)
         build_target(directory)
-        print("2/4 head: P-EAGLE on the target's own text", flush=True)
-        build_head(directory)
-        print("3/4 head: EAGLE-3 on the same text, to compare with", flush=True)
-        build_head(directory, algorithm="eagle3")
+        print("2/3 heads: P-EAGLE on the target's own text and, at the same time, EAGLE-3 to compare with", flush=True)
+        build_both_heads(directory, HeadRecipe())
         if options.build_only:
             return 0
-        print("4/4 serving with SGLang on the CPU", flush=True)
+        print("3/3 serving with SGLang on the CPU", flush=True)
         return serve_and_report(directory)
     except InputError as error:
         print(f"demo: {error}", file=sys.stderr)
