@@ -36,6 +36,8 @@ class CpuReferencePlatform(CpuDeviceMixin, SRTPlatform):
     def apply_server_args_defaults(self, server_args) -> None:
         if server_args.enable_deterministic_inference:
             raise InputError("the CPU platform has no deterministic kernels: drop --enable-deterministic-inference")
+        if server_args.speculative_algorithm == "EAGLE3" and server_args.speculative_eagle_topk != 1:
+            raise InputError("the CPU platform verifies chains, not trees: give --speculative-eagle-topk 1 with EAGLE3")
         server_args.device = "cpu"
         server_args.attention_backend = ATTENTION_BACKEND
         server_args.sampling_backend = "pytorch"

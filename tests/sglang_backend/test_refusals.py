@@ -101,6 +101,10 @@ def test_every_refusal_says_why(models, tmp_path):
     expect("drop --speculative-adaptive", target, *peagle(models / "random", 3), *adaptive, *ADAPTERS)
     expect("no such", target, *peagle(tmp_path / "nowhere"))
     expect("--speculative-draft-model-path", target, "--speculative-algorithm", "PEAGLE")
+    eagle3 = ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(models / "random")]
+    tree = ["--speculative-num-steps", "3", "--speculative-eagle-topk", "2", "--speculative-num-draft-tokens", "4"]
+    expect("chains, not trees", target, *eagle3, *tree)
+    expect("chains, not trees", target, *eagle3)
     for said, sentence in zip(refusals(lines), sentences, strict=True):
         assert said is not None and sentence in said, (said, sentence)
         assert "\n" not in said

@@ -93,6 +93,9 @@ def test_useless_documents_are_counted(tmp_path, tokenizer):
     useful, useless = {"input_ids": [1, 2, 3], "loss_mask": [0, 1, 1]}, {"input_ids": [1, 2, 3], "loss_mask": [1, 0, 1]}
     documents, report = read(tmp_path, tokenizer, useful, useless)
     assert (len(documents), report.documents, report.useless) == (1, 2, 1)
+    unasked = {"conversations": [{"from": "gpt", "value": "an answer to nobody"}]}
+    documents, report = read(tmp_path, tokenizer, useful, unasked)
+    assert (len(documents), report.records, report.useless) == (1, 2, 1)
 
 
 @pytest.mark.parametrize(

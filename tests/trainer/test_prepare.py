@@ -242,6 +242,7 @@ def test_a_damaged_file_is_named(options, capsys, name, damage, says):
             '{"conversations": [{"from": "alien", "value": "x"}]}',
             "own.jsonl:9: 'conversations' has the speaker 'alien'",
         ),
+        ('{"text": "\\ud800"}', "own.jsonl:9: has half of a surrogate pair"),
         ('{"text": "\udcff"}', "own.jsonl:9: not valid UTF-8"),
         ("[" * 100_000, "own.jsonl:9: not valid JSON (nested too deeply)"),
     ],

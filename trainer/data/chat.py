@@ -140,6 +140,10 @@ def tokenize_spans(
     if not tokenizer.is_fast:
         raise InputError("the target's tokenizer gives no offsets (it is no fast tokenizer); tokenise the data first")
     text = "".join(part for part, _ in spans)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can name it, no tokenizer takes it
+        raise InputError("has half of a surrogate pair, which is no text") from None
     encoded = tokenizer(text, add_special_tokens=special_tokens, return_offsets_mapping=True)
     ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
     offsets = torch.tensor(encoded["offset_mapping"], dtype=torch.int64).view(-1, 2)

@@ -79,6 +79,7 @@ def useful_documents(
         found = list(_parse(content, tokenizer))
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
+    report.useless += not found  # a conversation in which nobody asks
     for document, is_text in found:
         _check_ids(where, document.input_ids, vocab_size)
         pieces = [document[i : i + max_length] for i in range(0, len(document), max_length)]
