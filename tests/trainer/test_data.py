@@ -150,3 +150,14 @@ def test_packing_keeps_every_document_whole_and_rows_full(lengths):
     # Best fit never leaves two rows that fit into one.
     sizes = sorted(len(row) for row in rows)
     assert len(sizes) < 2 or sizes[0] + sizes[1] > 20
+
+
+def test_neighbours_of_equal_length_meet_in_a_row_by_chance():
+    """Data of which four in a row are alike: a packed row of four shall hold four kinds."""
+    documents = [Document(torch.full((5,), i // 4), torch.ones(5, dtype=torch.bool)) for i in range(400)]
+    rows = pack(documents, 20)
+    kinds = [len(row.input_ids.unique()) for row in rows]
+    assert len(kinds) == 100
+    assert sum(kinds) > 380
+    again = pack(documents, 20)
+    assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(rows, again, strict=True))
