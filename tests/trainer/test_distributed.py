@@ -30,8 +30,9 @@ PAIRS = [f"{parallel}: {name}" for parallel in ("ddp", "fsdp") for name in STEPS
 
 
 def torchrun(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Two processes, from the repository's root."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *map(str, arguments)]
+    """Two processes, from the repository's root, on a port of their own."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, *map(str, arguments)]
     root = Path(__file__).parents[2]
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), **environment}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=settings, cwd=root)

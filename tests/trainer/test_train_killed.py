@@ -99,7 +99,8 @@ def children(process_id: int) -> list[int]:
 def test_two_killed_processes_end_with_the_bits_of_one(straight, target_dir, data_file, tmp_path):
     """Two rows a step: whether one process adds two gradients or two processes do, the sum is the same."""
     run, root = tmp_path / "run", Path(__file__).parents[2]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "trainer"]
+    # standalone: on a port of its own, for another test may be running.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trainer"]
     command = [*launch, *settings(target_dir, data_file, run), "--resume"]
 
     def launched() -> subprocess.Popen[str]:
