@@ -54,7 +54,7 @@ def _introduction(results: list[Result], rows: dict[str, Row], found: list[Diffe
         f"Every run takes {_range(r.steps for r in results)} steps of {_range(map(_tokens_of_a_step, results))} "
         f"tokens, with {_range(r.settings['optim']['optimizer'] for r in results)} at a peak learning rate of "
         f"{_range(r.settings['optim']['lr'] for r in results)}: as many steps and tokens as the demo's own heads get, "
-        "and short enough for all of it to end within an hour on two cores. It is one pass over the demo's "
+        "and short enough for all of it to take about an hour on two cores. It is one pass over the demo's "
         "generations, or two where documents are cut at half their length. Nothing was tuned for a row.\n\n"
         f"Acceptance length: tokens per target pass, bonus included, of the reference loop at K = {drafts} "
         f"({drafts + 1} at most) on {_range(len(r.per_prompt) for r in results)} held-out prompts, "
