@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +38,12 @@ class Server:
     def counters(self) -> dict[str, int]:
         """What the PEAGLE worker has counted so far (sglang_backend.worker.Counters)."""
         return self.http.get("/server_info").json()["internal_states"][0]["peagle"]
+
+
+def ask_all(server: Server, prompts: list[list[int]], max_new_tokens: int, concurrency: int) -> list[dict]:
+    """Send all prompts, greedy, `concurrency` at a time; returns the answers in the prompts' order."""
+    with ThreadPoolExecutor(concurrency) as pool:
+        return list(pool.map(lambda prompt: server.generate(prompt, max_new_tokens), prompts))
 
 
 def launch_command(target: Path, port: int, *arguments: str) -> list[str]:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from byte_models import overfit_head, save_random_head, save_target
-from servers import ask_all, peagle, serve
+from servers import peagle, serve
 from transformers import AutoTokenizer
+
+from tools.server import ask_all
 
 TRAINED = [[i * 7 % 250 + j for j in range(3 + i)] for i in range(4)]  # prompts the over-fitted head knows
 LENGTH = 61

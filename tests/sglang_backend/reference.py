@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from servers import ask_all
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.generate import DraftCache, draft_logits
 from peagle_core.target import run_target
-from tools.server import Server
+from tools.server import Server, ask_all
 
 
 def recorded_passes(records: Path, after: int = 0) -> Iterator[tuple[str, int, Tensor, Tensor]]:

@@ -7,7 +7,6 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,11 +20,6 @@ SERVE = ("--dtype", "float32", "--max-total-tokens", "4096", "--log-level", "war
 def serve(target: Path, log: Path, *arguments: str, **extra_environment: str) -> Iterator[Server]:
     with server.serve(target, log, *SERVE, *arguments, environment=cpu_environment(**extra_environment)) as running:
         yield running
-
-
-def ask_all(server: Server, prompts: list[list[int]], max_new_tokens: int, concurrency: int) -> list[dict]:
-    with ThreadPoolExecutor(concurrency) as pool:
-        return list(pool.map(lambda p: server.generate(p, max_new_tokens), prompts))
 
 
 def generate_to_the_limit(server: Server, prompt: list[int]) -> list[int]:

@@ -15,7 +15,9 @@ from byte_models import CONTEXT
 from conftest import LENGTH, TRAINED, mixed_prompts
 from no_host_sync import HostSync, NoHostSync
 from safetensors.torch import load_file, save_file
-from servers import ask_all, peagle, plugin_path, serve, write_config
+from servers import peagle, plugin_path, serve, write_config
+
+from tools.server import ask_all
 
 NUM_DRAFTS = 5
 

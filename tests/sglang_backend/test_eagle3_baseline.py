@@ -13,11 +13,12 @@ import pytest
 import torch
 from byte_models import AUX_IDS
 from conftest import LENGTH, TRAINED, mixed_prompts
-from servers import ask_all, serve
+from servers import serve
 from transformers import LlamaForCausalLM
 
 from peagle_core.checkpoint import load_drafter
 from tools.demo.measure import acceptance
+from tools.server import ask_all
 from trainer.evaluate import measure_acceptance
 from trainer.load_config import load_config
 from trainer.run import run_train

@@ -10,10 +10,11 @@ import torch
 from byte_models import CONTEXT
 from conftest import LENGTH, TRAINED, mixed_prompts
 from reference import check_drafts
-from servers import ask_all, generate_to_the_limit, peagle, plugin_path, serve
+from servers import generate_to_the_limit, peagle, plugin_path, serve
 from transformers import LlamaForCausalLM
 
 from peagle_core.checkpoint import load_drafter
+from tools.server import ask_all
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,10 @@ from byte_models import AUX_IDS, save_random_head, save_tokenizer
 from conftest import LENGTH, PHRASE, feature_requests, mixed_prompts
 from families import random_target
 from safetensors.torch import save_file
-from servers import ask_all, peagle, serve, write_config
+from servers import peagle, serve, write_config
 from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel
+
+from tools.server import ask_all
 
 pytestmark = pytest.mark.slow
 

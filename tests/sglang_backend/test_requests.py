@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import LENGTH, TRAINED, mixed_prompts
-from servers import ask_all
+
+from tools.server import ask_all
 
 pytestmark = pytest.mark.slow
 LONG = 400  # tokens: long enough that an order arrives in the middle

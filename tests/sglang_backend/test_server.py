@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import LENGTH, TRAINED, mixed_prompts
-from servers import ask_all, peagle, serve
+from servers import peagle, serve
+
+from tools.server import ask_all
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,9 @@ import torch
 from byte_models import overfit_head, save_random_head
 from conftest import LENGTH, TRAINED, mixed_prompts
 from safetensors.torch import load_file, save_file
-from servers import ask_all, peagle, serve
+from servers import peagle, serve
+
+from tools.server import ask_all
 
 pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.timeout(7200)]
 

@@ -8,7 +8,9 @@ from byte_models import AUX_IDS, save_random_head, save_tokenizer
 from conftest import mixed_prompts
 from families import FAMILIES, random_target
 from reference import check_drafts
-from servers import ask_all, peagle, serve
+from servers import peagle, serve
+
+from tools.server import ask_all
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tools.demo.head import HEADS
-from tools.server import Server, cpu_environment, serve
+from tools.server import Server, ask_all, cpu_environment, serve
 
 NUM_DRAFT_TOKENS = (3, 5, 7)
 CONCURRENCY = (1, 4)
@@ -116,7 +116,7 @@ def take_turns(
         for first in range(0, len(prompts), BLOCK):
             for side, server in zip(sides, servers.values(), strict=True):
                 start = time.perf_counter()
-                answers = ask(server, prompts[first : first + BLOCK], new_tokens, concurrency)
+                answers = ask_all(server, prompts[first : first + BLOCK], new_tokens, concurrency)
                 side.seconds += time.perf_counter() - start
                 side.answers += answers
                 bar.update(len(answers))
@@ -125,12 +125,6 @@ def take_turns(
     for side in sides:
         side.drafter_passes_per_step = {NONE: 0.0, EAGLE3: None, PEAGLE: passes / steps}[side.algorithm]
     return sides
-
-
-def ask(server: Server, prompts: list[list[int]], new_tokens: int, concurrency: int) -> list[dict]:
-    """Send all prompts, `concurrency` at a time; returns the answers in order."""
-    with ThreadPoolExecutor(concurrency) as pool:
-        return list(pool.map(lambda prompt: server.generate(prompt, new_tokens), prompts))
 
 
 def summarise(side: Side, k: int, concurrency: int, plain_tok_per_s: float, expected: list[list[int]]) -> Run:
