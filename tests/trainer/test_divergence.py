@@ -104,7 +104,7 @@ def with_rate(config, lr, **changes):
 
 def test_a_run_that_is_lost_ends_and_keeps_a_checkpoint_from_before(run_config, monkeypatch):
     monkeypatch.setattr(divergence, "PATIENCE", 12)
-    config = with_rate(run_config, 10.0)
+    config = with_rate(run_config, 3.0)  # lost from 2 to 5 whatever the seed; at 10 the gradient overflows instead
     with pytest.raises(InputError, match=r"step \d+: the loss has been far above its best for 12 steps .* optim\.lr"):
         run_train(config)
     kept = sorted(int(path.name[-8:]) for path in (config.output / "checkpoints").iterdir())
