@@ -6,6 +6,8 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 VLLM   := .venv-vllm/.installed
+# Two tests at a time, files whole: a test has one thread, a server of its tests takes 4 GB.
+TWICE  := -n 2 --dist loadfile
 
 .PHONY: demo test test-fast test-vllm test-speculators soak lint help
 
@@ -29,10 +31,10 @@ demo: $(STAMP)
 	@$(RUN) -m tools.demo
 
 test: $(STAMP)
-	@$(RUN) -m pytest -q --durations=10
+	@$(RUN) -m pytest -q $(TWICE) --durations=10
 
 test-fast: $(STAMP)
-	@$(RUN) -m pytest -q -m "not slow and not judge"
+	@$(RUN) -m pytest -q $(TWICE) -m "not slow and not judge"
 
 $(VLLM): requirements-vllm.txt
 	@echo "building .venv-vllm: vLLM for CPUs, 3.4 GB and 2 minutes, once"

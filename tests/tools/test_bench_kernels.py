@@ -13,6 +13,7 @@ import torch
 from tools.bench.__main__ import main
 
 
+@pytest.mark.slow
 def test_toy_shapes(tmp_path):
     pytest.importorskip("triton")
     path = tmp_path / "kernels.json"

@@ -11,6 +11,7 @@ from tools.bench.__main__ import main
 from tools.bench.train import compare, growth
 
 
+@pytest.mark.slow
 def test_command(capsys, tmp_path):
     path = tmp_path / "train.json"
     arguments = ["--lengths", "24", "--hidden", "64", "--contenders", "flat,stream", "--rounds", "2", "--no-peer"]

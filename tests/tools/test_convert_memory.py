@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from tiny import tiny_config
@@ -40,6 +41,7 @@ def convert_in_child(source: Path, destination: Path, *options: str) -> int:
     return int(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_head_of_many_shards_needs_little_memory(tmp_path):
     """One large file to many shards and back, cast on the way; mapped pages of the source count too."""
     source = tmp_path / "head"

@@ -141,6 +141,7 @@ def test_finished_work_is_kept_and_half_finished_work_is_not(directory, monkeypa
     assert not (directory / "generations.partial").exists()
 
 
+@pytest.mark.slow
 def test_a_head_that_fails_aside_is_told_with_its_log(directory, tmp_path):
     """The learning rate of one head alone is out of range: the other is made and kept."""
     for name in ("corpus", "target", "generations"):

@@ -17,6 +17,7 @@ def options(target_dir, data_file, tmp_path):
     return run_options(target_dir, data_file, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_train_in_a_process_of_its_own_then_eval_and_export_from_its_run_yaml(options, tmp_path):
     command = [sys.executable, "-m", "trainer", "train", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)

@@ -26,6 +26,8 @@ from trainer.export import run_export
 from trainer.parallel import settle_parallel
 from trainer.run import run_train
 
+pytestmark = pytest.mark.slow
+
 PAIRS = [f"{parallel}: {name}" for parallel in ("ddp", "fsdp") for name in STEPS]
 
 

@@ -85,6 +85,7 @@ def test_the_draft_vocabulary_is_the_one_training_takes(options):
     assert covered["256"] == 1.0
 
 
+@pytest.mark.slow
 def test_two_workers_write_the_same_bytes_as_one(options, tmp_path):
     config = load_config(None, [*options, "data.workers=2"])
     assert contents(run_prepare(config, tmp_path / "two")) == contents(prepared(options))
@@ -256,6 +257,7 @@ def test_a_bad_line_is_named_and_nothing_is_left(options, tmp_path, capsys, line
     assert not list((tmp_path / "run").glob("data*"))
 
 
+@pytest.mark.slow
 def test_a_worker_names_a_bad_line_too(options, tmp_path, capsys):
     data = tmp_path / "own.jsonl"
     data.write_text('{"text": "a good line of text"}\n' * 8 + "{broken\n" + '{"text": "more"}\n' * 20)

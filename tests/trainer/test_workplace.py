@@ -13,6 +13,7 @@ from trainer.config import ConfigError
 from trainer.workplace import SETTINGS, begin, held
 
 
+@pytest.mark.slow
 def test_the_lock_holds_against_another_process_and_ends_with_it(tmp_path):
     place = tmp_path / "a.partial"
     program = (
