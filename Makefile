@@ -13,8 +13,8 @@ TWICE  := -n 2 --dist loadfile
 
 help:
 	@echo "make demo       train a P-EAGLE and an EAGLE-3 head, serve both with SGLang on this machine's CPU (about 15 minutes)"
-	@echo "make test       the whole test suite (under 25 minutes on 2 cores)"
-	@echo "make test-fast  without the tests that start servers or train (under 2 minutes)"
+	@echo "make test       the whole test suite, two tests at a time (about 20 minutes on 2 cores)"
+	@echo "make test-fast  without the tests that start servers or other processes, or train for long (under 2 minutes)"
 	@echo "make test-vllm  drafts and acceptance against real vLLM on the CPU (3.4 GB, 10 minutes after the demo)"
 	@echo "make test-speculators  logits of a converted head against speculators', in an environment of its own"
 	@echo "make soak       the whole lossless matrix and half an hour of random load (about an hour)"
