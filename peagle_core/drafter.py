@@ -133,9 +133,9 @@ class PEagleDrafter(nn.Module):
         """Embeddings and fused states of N rows, each real (slot `source`) or a mask row.
 
         token_ids: int64[S] input tokens of the real slots; aux: [S, 3H_t] their states; is_mask: bool[N];
-        source: int64[N] index into the S slots. Returns two [N, H]. Only a hidden-state design other than P-EAGLE's
-        reads the source of a mask row, its anchor, and depth: int64[N]; without depth it adds nothing. Of an EAGLE-3
-        head all rows must be real.
+        source: int64[N] index into the S slots, of mask rows too. Returns two [N, H]. Only a hidden-state design other
+        than P-EAGLE's heeds the source of a mask row, its anchor, and depth: int64[N]; without depth it adds nothing.
+        Of an EAGLE-3 head all rows must be real.
         """
         mask_token_id = self.config.mask_token_id
         if self.mask_hidden is None or mask_token_id is None:
@@ -145,7 +145,10 @@ class PEagleDrafter(nn.Module):
         row = torch.where(is_mask, num_slots, source)
         # Projected together, so that mask_hidden takes the path of every real state (norms included).
         fused = self.fuse(torch.cat([aux, self.mask_hidden.view(1, -1).to(aux.dtype)]))
-        embed, states = self.embed_tokens(torch.cat([token_ids, mask_id])[row]), fused[row]
+        embed = self.embed_tokens(torch.cat([token_ids, mask_id])[row])
+        # Not fused[row]: thousands of rows read the mask state, and in bfloat16 an index adds their gradients up in
+        # bfloat16 (mask_hidden's was 57 % off at 2000 rows), a broadcast in float32.
+        states = torch.where(is_mask[:, None], fused[num_slots], fused[source])
         if self.hidden_design is not None and depth is not None:
             added = self.hidden_design(fused[source[is_mask]], depth[is_mask])
             states = states.index_add(0, is_mask.nonzero().squeeze(-1), added.to(states.dtype))

@@ -7,7 +7,6 @@ from shapes; nothing is measured.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -204,9 +203,7 @@ def report(
         f"step     {config.optim.rows_per_step} rows of {slots} tokens, at most {elements} elements a row, "
         f"{config.precision}, attention as on a GPU"
     )
-    with warnings.catch_warnings():  # torch remarks on norms under autocast, once
-        warnings.simplefilter("ignore", UserWarning)
-        costs = drafter_costs(config, drafter)
+    costs = drafter_costs(config, drafter)
     print(f"time     FLOPs / ({UTILISATION:.0%} of the peak): an estimate, nothing is measured")
     for way in WAYS if gpus > 1 else WAYS[:1]:
         fixed = fixed_bytes(config, size, drafter, way, gpus)

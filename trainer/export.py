@@ -72,7 +72,10 @@ def _read(path: Path) -> dict | None:
 
 
 def _verify(config: RunConfig, head: Path) -> None:
-    """Serve from the files. In float32 the output must equal the target's; below that, ties may break otherwise."""
+    """Serve from the files. In float32 the output must equal the target's; below that, ties may break otherwise.
+
+    How much of a tie it was is said: the reader judges.
+    """
     material = load_material(config)
     target = material.model
     assert target is not None
@@ -87,12 +90,23 @@ def _verify(config: RunConfig, head: Path) -> None:
         result = speculate(target, drafter, prompt, num_drafts, length, eos_token_id=material.eos_token_id)
         own = greedy(target, prompt, length, material.eos_token_id)
         equal = result.output_ids == own
-        print(
-            f"verify, prompt {number}: {len(own)} tokens, acceptance length {result.mean_accept_length:.2f}, "
-            f"output {'equal to' if equal else 'DIFFERENT from'} the target's own"
-        )
         if not equal and target.dtype == torch.float32:
             raise InputError(f"--verify: prompt {number} has another output with the exported head than without")
+        print(
+            f"verify, prompt {number}: {len(own)} tokens, acceptance length {result.mean_accept_length:.2f}, "
+            f"output equal to the target's own{'' if equal else _until(target, prompt, own, result.output_ids)}"
+        )
+
+
+@torch.no_grad()
+def _until(target: PreTrainedModel, prompt: Tensor, own: list[int], other: list[int]) -> str:
+    """Where two outputs part, and how far apart the target's logits of the two tokens are there."""
+    equal = next(i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b)
+    tokens = torch.cat([prompt, prompt.new_tensor(own[:equal])])
+    logits = target(input_ids=tokens[None], logits_to_keep=1).logits[0, -1]
+    gap = float((logits[own[equal]] - logits[other[equal]]).abs())
+    dtype = str(target.dtype).removeprefix("torch.")
+    return f" for {equal} tokens; the {dtype} logits of the two next are {gap:.3g} apart (largest: {logits.max():.3g})"
 
 
 @torch.no_grad()

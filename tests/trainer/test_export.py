@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -59,6 +60,19 @@ def test_a_head_that_fails_verification_never_appears(finished, tmp_path, monkey
     with pytest.raises(InputError, match="prompt 1 has another output"):
         run_export(finished, destination=tmp_path / "head", verify=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_below_float32_a_tie_broken_otherwise_is_told_with_its_size(finished, tmp_path, monkeypatch, capsys):
+    def broken_tie(target, drafter, prompt, num_drafts, max_new_tokens, eos_token_id):
+        own = greedy(target, prompt, max_new_tokens, eos_token_id)
+        return Speculation([*own[:2], (own[2] + 1) % 100, *own[3:]], [1], [[1]])
+
+    config = finished.model_copy(update={"target_dtype": "bfloat16"})
+    monkeypatch.setattr(export, "speculate", broken_tie)
+    assert run_export(config, destination=tmp_path / "head", verify=True).is_dir()
+    told = re.findall(r"own for (\d+) tokens; the bfloat16 logits of .* are (\S+) apart", capsys.readouterr().out)
+    assert [int(equal) for equal, _ in told] == [2, 2]
+    assert all(float(gap) > 0 for _, gap in told)
 
 
 def test_greedy_ends_with_the_end_token_or_the_limit(finished):
