@@ -6,10 +6,10 @@ from d passes. The same mask rule as in one pass over all depths, at N x S score
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from peagle_core.attention.context import Context, heads_first, plan_chunks
+from peagle_core.attention.context import heads_first, plan_chunks
+from peagle_core.attention.joined import Joined, joined_attention
 from peagle_core.attention.layout import make_layout
 from peagle_core.attention.parts import Part, plain_part, plain_part_backward
 from peagle_core.elements import Elements
@@ -26,10 +26,10 @@ class ChainAttention:
         """q: [N, heads, D]; k, v: [N, d, kv_heads, D], each chain's rows at depths 1 to d; context: keys and values
         [C, kv_heads, D] -> [N, heads, D].
         """
-        return _JoinedAttention.apply(q, *context, k, v, self)
+        return joined_attention(_Chains, q, context, k, v, self)
 
 
-class _Problem(Context):
+class _Chains(Joined):
     """One call. Own keys as [kv_heads * N, d, D]."""
 
     def __init__(self, q: Tensor, kv: tuple[Tensor, ...], plan: ChainAttention) -> None:
@@ -45,37 +45,11 @@ class _Problem(Context):
         return x.unflatten(0, (self.kv_heads, -1)).transpose(1, 2).contiguous()
 
     def own(self) -> Part:
-        """Every row over its own chain."""
         out, lse = plain_part(self.by_chain(self.q), self.k, self.v, None)
         return self.from_chains(out), self.from_chains(lse)
 
     def own_backward(self, grad: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """dQ [kv_heads, group, N, D], dK and dV [N, d, kv_heads, D], given the joined attention."""
         grad_, q_, out_, lse_ = (self.by_chain(x) for x in (grad, self.q, out, lse))
         d_q, d_k, d_v = plain_part_backward(grad_, q_, self.k, self.v, out_, lse_, None)
         d_k, d_v = (x.unflatten(0, (self.kv_heads, -1)).permute(1, 2, 0, 3) for x in (d_k, d_v))
         return self.from_chains(d_q), d_k, d_v
-
-
-class _JoinedAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k_context, v_context, k, v, plan):
-        with torch.autocast(q.device.type, enabled=False):
-            problem = _Problem(q, (k_context, v_context, k, v), plan)
-            out, lse = problem.own()
-            problem.absorb((out, lse))
-        ctx.plan = plan
-        out = out.flatten(0, 1).transpose(0, 1).to(q.dtype)
-        ctx.save_for_backward(q, k_context, v_context, k, v, out, lse)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        q, *kv, out, lse = ctx.saved_tensors
-        with torch.autocast(q.device.type, enabled=False):
-            problem = _Problem(q, kv, ctx.plan)
-            joined = problem.grouped(grad), problem.grouped(out), lse
-            grad_q, grad_k, grad_v = problem.own_backward(*joined)
-            context = problem.backward(*joined, grad_q)
-        grads = (grad_q.flatten(0, 1).transpose(0, 1), *(g.transpose(0, 1) for g in context), grad_k, grad_v)
-        return *(g.to(x.dtype) for g, x in zip(grads, (q, *kv), strict=True)), None

@@ -1,9 +1,7 @@
 """The context part of attention: the depth-0 keys that the rows of one pass share, chunk by chunk of rows.
 
-The other part, a row's own chain, is the caller's: `sdpa` finds it in a narrow band of rows, `chains` gets it row by
-row. The parts are joined by their log-sum-exps (peagle_core.attention.parts). Only the joined output and log-sum-exp
-are kept: given those, the backward pass of each part is again ordinary (the identity flash attention rests on).
-Softmax is in float32 or better, also under autocast.
+The other part is a row's own chain: `sdpa` finds it in a narrow band of rows, `chains` gets it row by row, and
+`joined` makes one attention of both. Softmax is in float32 or better, also under autocast.
 """
 
 from __future__ import annotations

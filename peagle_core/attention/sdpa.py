@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peagle_core.attention.base import ElementAttention
-from peagle_core.attention.context import Chunk, Context, additive, heads_first, plan_chunks
-from peagle_core.attention.layout import Layout
+from peagle_core.attention.context import additive, heads_first, plan_chunks
+from peagle_core.attention.joined import Joined, joined_attention
 from peagle_core.attention.parts import Part, plain_part, plain_part_backward
 from peagle_core.elements import Elements
 
@@ -29,35 +29,32 @@ class SdpaAttention(ElementAttention):
         self.chunks = plan_chunks(self.layout, chunk_rows)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        return _JoinedAttention.apply(q, *self.context_of(k, v, context), k, v, self.layout, self.chunks)
+        return joined_attention(_Band, q, self.context_of(k, v, context), k, v, self)
 
 
-class _Problem(Context):
-    """One call, own chains included: all rows at once, in blocks of BAND_ROWS; block b's keys are its rows and the
-    reach-1 rows before it.
-    """
+class _Band(Joined):
+    """All rows at once, in blocks of BAND_ROWS; block b's own keys are its rows and the reach-1 rows before it."""
 
-    def __init__(self, q: Tensor, kv: tuple[Tensor, ...], layout: Layout, chunks: list[Chunk]) -> None:
-        super().__init__(q, kv[0], kv[1], layout, chunks)
+    def __init__(self, q: Tensor, kv: tuple[Tensor, ...], plan: SdpaAttention) -> None:
+        super().__init__(q, kv[0], kv[1], plan.layout, plan.chunks)
         self.k, self.v = heads_first(kv[2]), heads_first(kv[3])
-        self.reach = int(layout.own.max()) if len(q) else 0
+        self.reach = int(self.layout.own.max()) if len(q) else 0
 
-    def band(self) -> Part:
-        """Every row over its own chain."""
+    def own(self) -> Part:
         if not self.reach:
             return self.nothing()
         keys, values = self.band_keys(self.k), self.band_keys(self.v)
         out, lse = plain_part(self.band_blocks(self.q), keys, values, self.band_mask())
         return self.from_band_blocks(out).contiguous(), self.from_band_blocks(lse).contiguous()
 
-    def band_backward(self, grad: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """dQ, dK, dV of the band, given the joined attention."""
+    def own_backward(self, grad: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not self.reach:
-            return torch.zeros_like(self.q), torch.zeros_like(self.k), torch.zeros_like(self.v)
+            return torch.zeros_like(self.q), *(torch.zeros_like(x.transpose(0, 1)) for x in (self.k, self.v))
         grad_, q_, out_, lse_ = (self.band_blocks(x) for x in (grad, self.q, out, lse))
         keys, values = self.band_keys(self.k), self.band_keys(self.v)
         d_q, d_k, d_v = plain_part_backward(grad_, q_, keys, values, out_, lse_, self.band_mask())
-        return self.from_band_blocks(d_q).contiguous(), self.from_band_keys(d_k), self.from_band_keys(d_v)
+        d_k, d_v = (self.from_band_keys(x).transpose(0, 1) for x in (d_k, d_v))
+        return self.from_band_blocks(d_q).contiguous(), d_k, d_v
 
     def band_blocks(self, x: Tensor) -> Tensor:
         """[kv_heads, group, N, X] -> [kv_heads * blocks, group * BAND_ROWS, X], zeros after the last row."""
@@ -91,27 +88,3 @@ class _Problem(Context):
         back = row + self.reach - 1 - torch.arange(self.reach - 1 + BAND_ROWS, device=own.device)
         mask = additive((back >= 0) & (back < own), self.q.dtype)
         return mask.repeat(self.kv_heads, self.q.shape[1], 1)
-
-
-class _JoinedAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k_context, v_context, k, v, layout, chunks):
-        with torch.autocast(q.device.type, enabled=False):
-            problem = _Problem(q, (k_context, v_context, k, v), layout, chunks)
-            out, lse = problem.band()
-            problem.absorb((out, lse))
-        ctx.layout, ctx.chunks = layout, chunks
-        out = out.flatten(0, 1).transpose(0, 1).to(q.dtype)
-        ctx.save_for_backward(q, k_context, v_context, k, v, out, lse)
-        return out
-
-    @staticmethod
-    def backward(ctx, grad):
-        q, *kv, out, lse = ctx.saved_tensors
-        with torch.autocast(q.device.type, enabled=False):
-            problem = _Problem(q, kv, ctx.layout, ctx.chunks)
-            joined = problem.grouped(grad), problem.grouped(out), lse
-            grad_q, grad_k, grad_v = problem.band_backward(*joined)
-            grad_k_context, grad_v_context = problem.backward(*joined, grad_q)
-        grads = (grad_q.flatten(0, 1), grad_k_context, grad_v_context, grad_k, grad_v)
-        return *(g.transpose(0, 1).to(x.dtype) for g, x in zip(grads, (q, *kv), strict=True)), None, None

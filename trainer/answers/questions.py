@@ -14,7 +14,7 @@ from typing import Any
 
 from peagle_core.errors import InputError
 from trainer.answers.server import Answer, AnswerServer, Refused
-from trainer.data.chat import THINKING_ENDS, ShownReasoning, prompted, sharegpt_messages
+from trainer.data.chat import THINKING_ENDS, ShownReasoning, check_text, prompted, sharegpt_messages
 from trainer.data.sources import HUB, Part, read
 
 Message = dict[str, Any]
@@ -68,7 +68,7 @@ def question(record: Any, place: str) -> Question:
         found = Question(origin, prompt=record["prompt"])
     else:
         raise InputError(f"has keys {sorted(record)}, expected 'messages', 'conversations' or 'prompt'")
-    _check_text(found.origin, found.prompt, *found.turns, found.unasked)
+    _check_values(found.origin, found.prompt, *found.turns, found.unasked)
     return found
 
 
@@ -94,13 +94,12 @@ def _conversation(messages: Any, origin: dict[str, Any]) -> Question:
     return Question(origin, tuple(map(tuple, turns)))
 
 
-def _check_text(*values: Any) -> None:
+def _check_values(*values: Any) -> None:
     try:
-        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:
-        raise InputError("has half of a surrogate pair, which is no text") from None
+        text = json.dumps(values, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError):
         raise InputError("has a value that JSON does not have") from None
+    check_text(text)
 
 
 async def answered(

@@ -129,6 +129,14 @@ def _render(messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, 
     return str(text)
 
 
+def check_text(text: str) -> None:
+    """Raise InputError on half of a surrogate pair: JSON can name it, no tokenizer takes it and no server is asked."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError("has half of a surrogate pair, which is no text") from None
+
+
 def tokenize_spans(
     spans: list[Span], tokenizer: PreTrainedTokenizerBase, special_tokens: bool
 ) -> tuple[Tensor, Tensor]:
@@ -140,10 +148,7 @@ def tokenize_spans(
     if not tokenizer.is_fast:
         raise InputError("the target's tokenizer gives no offsets (it is no fast tokenizer); tokenise the data first")
     text = "".join(part for part, _ in spans)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # JSON can name it, no tokenizer takes it
-        raise InputError("has half of a surrogate pair, which is no text") from None
+    check_text(text)
     encoded = tokenizer(text, add_special_tokens=special_tokens, return_offsets_mapping=True)
     ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
     offsets = torch.tensor(encoded["offset_mapping"], dtype=torch.int64).view(-1, 2)
