@@ -49,7 +49,8 @@ class _Band(Joined):
 
     def own_backward(self, grad: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not self.reach:
-            return torch.zeros_like(self.q), *(torch.zeros_like(x.transpose(0, 1)) for x in (self.k, self.v))
+            d_k, d_v = (torch.zeros_like(x.transpose(0, 1)) for x in (self.k, self.v))
+            return torch.zeros_like(self.q), d_k, d_v
         grad_, q_, out_, lse_ = (self.band_blocks(x) for x in (grad, self.q, out, lse))
         keys, values = self.band_keys(self.k), self.band_keys(self.v)
         d_q, d_k, d_v = plain_part_backward(grad_, q_, keys, values, out_, lse_, self.band_mask())
