@@ -1,7 +1,7 @@
 """The step of a training configuration in every mode and backend: time, memory, and its gradients against float32.
 
     python -m tools.bench step --config trainer/configs/recipes/llama-3.1-8b.yaml target=DIR
-    python -m tools.bench step --config ... --lengths 4096,20480 algorithm=eagle3
+    python -m tools.bench step --config ... target=DIR algorithm=eagle3 --lengths 4096,20480
 
 Of target=DIR only config.json is read: weights and inputs are random, one document whose every token is supervised and
 whose every label is in the draft vocabulary. A step is forward, loss and backward of the drafter under the configured
