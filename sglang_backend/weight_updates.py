@@ -7,6 +7,7 @@ answered with a sentence before anything is written.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 
 from peagle_core.checkpoint import read_tensors
@@ -15,8 +16,16 @@ from peagle_core.errors import InputError
 from peagle_core.tensors import SHARED
 from sglang_backend.algorithm import NAME
 
+logger = logging.getLogger(__name__)
+
 DONE = "Succeeded to update model weights."  # SGLang's words
 FREE = ("target", "num_depths")  # what may differ between two heads of one server: neither is read after start
+
+
+def _ours() -> bool:
+    from sglang.srt.runtime_context import get_spec
+
+    return get_spec().speculative_algorithm == NAME
 
 
 def _head(model_path: str) -> PEagleConfig | None:
@@ -40,22 +49,35 @@ def _check(model_path: str, found: PEagleConfig, model) -> None:
         raise InputError(f"{model_path} {has} {name!r}, unlike the head being served; restart to change it")
 
 
-def update_from_disk(update, updater, model_path: str, *args, **kwargs) -> tuple[bool, str]:
-    """AROUND WeightUpdater.update_weights_from_disk: a head updates the drafter, anything else the target."""
-    from sglang.srt.runtime_context import get_spec
+def refuse_from_disk(update, manager, request):
+    """AROUND SchedulerWeightUpdaterManager.update_weights_from_disk: a head that cannot take over changes nothing.
 
-    from sglang_backend.drafter_model import PEagleForCausalLM
+    Asked before SGLang goes through the models: once past the target it takes that for updated, tries to flush the
+    cache, and on a busy server answers with that failure instead of our sentence.
+    """
+    from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqOutput
 
-    if get_spec().speculative_algorithm != NAME:
-        return update(updater, model_path, *args, **kwargs)
-    head, model = _head(model_path), updater.get_model()
-    if (head is not None) != isinstance(model, PEagleForCausalLM):
-        return True, DONE
+    head = _head(request.model_path) if _ours() else None
     if head is not None:
         try:
-            _check(model_path, head, model)
+            for _, runner in manager.draft_worker.weight_update_runners():
+                _check(request.model_path, head, runner.weight_updater.get_model())
         except InputError as error:
-            return False, str(error)
+            logger.error(error)
+            return UpdateWeightFromDiskReqOutput(success=False, message=str(error))
+    return update(manager, request)
+
+
+def update_from_disk(update, updater, model_path: str, *args, **kwargs) -> tuple[bool, str]:
+    """AROUND WeightUpdater.update_weights_from_disk: a head updates the drafter, anything else the target."""
+    from sglang_backend.drafter_model import PEagleForCausalLM
+
+    if not _ours():
+        return update(updater, model_path, *args, **kwargs)
+    is_head, is_drafter = _head(model_path) is not None, isinstance(updater.get_model(), PEagleForCausalLM)
+    if is_head != is_drafter:
+        return True, DONE
+    if is_drafter:
         # Our graphs read the weights where they are; SGLang would capture a decode pass that a drafter never makes.
         kwargs["recapture_cuda_graph"] = False
     return update(updater, model_path, *args, **kwargs)
@@ -81,6 +103,8 @@ def end_update(_result, updater, **_kwargs) -> None:
 def install() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    manager = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager."
+    HookRegistry.register(manager + "update_weights_from_disk", refuse_from_disk, HookType.AROUND)
     updater = "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater."
     HookRegistry.register(updater + "update_weights_from_disk", update_from_disk, HookType.AROUND)
     HookRegistry.register(updater + "update_weights_from_tensor", update_from_tensor, HookType.AROUND)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,8 +39,17 @@ def steps_since(server, number: int) -> list[dict]:
     return [json.loads(line) for line in lines[number:]]
 
 
-def update(server, directory: Path) -> dict:
-    return server.http.post("/update_weights_from_disk", json={"model_path": str(directory)}).json()
+def update(server, directory: Path, **options) -> dict:
+    return server.http.post("/update_weights_from_disk", json={"model_path": str(directory), **options}).json()
+
+
+def settled(server):
+    """The server, once it is idle: a request that has been answered can be part of one more pass of the scheduler."""
+    deadline = time.monotonic() + 30
+    while server.http.post("/flush_cache").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return server
 
 
 def accept_length(server, expected) -> float:
@@ -67,10 +78,10 @@ def test_padded_graphs_draft_what_the_eager_pass_drafts_and_nothing_synchronises
 def test_a_weight_update_reaches_the_drafter_and_its_mask_rows(probed, models, expected, tmp_path):
     """The over-fitted head knows TRAINED by heart; with the random head's fc(mask_hidden) it would know one token."""
     assert accept_length(probed, expected) < 2
-    assert update(probed, models / "overfit")["success"]
+    assert update(settled(probed), models / "overfit")["success"]
     assert accept_length(probed, expected) >= 0.95 * (NUM_DRAFTS + 1)
     # A directory that holds a target updates the target and leaves the drafter alone.
-    assert update(probed, models / "target")["success"]
+    assert update(settled(probed), models / "target")["success"]
     assert accept_length(probed, expected) >= 0.95 * (NUM_DRAFTS + 1)
 
 
@@ -94,6 +105,30 @@ def test_a_head_that_cannot_take_over_is_refused_in_a_sentence(probed, models, e
     refused("shared", without("lm_head.weight"), "has no 'lm_head.weight'")
     refused("other", lambda head: write_config(head, rms_norm_eps=0.5), "rms_norm_eps is 0.5")
     assert ask_all(probed, TRAINED[:1], 8, 1)[0]["output_ids"] == expected[tuple(TRAINED[0])][:8]
+
+
+@pytest.mark.slow
+def test_a_drafter_is_replaced_or_refused_while_requests_wait(probed, models, expected, tmp_path):
+    """In a pause, as trainers make it: running requests keep their KV, so SGLang cannot flush its cache."""
+    broken = tmp_path / "broken"
+    shutil.copytree(models / "random", broken)
+    write_config(broken, rms_norm_eps=0.5)
+    assert update(settled(probed), models / "random")["success"]
+    before = len(steps_since(probed, 0))
+    with ThreadPoolExecutor(len(TRAINED)) as pool:
+        futures = [pool.submit(probed.generate, prompt, LENGTH) for prompt in TRAINED]
+        while not any("bs" in line for line in steps_since(probed, before)):
+            time.sleep(0.01)
+        assert probed.http.post("/pause_generation", json={"mode": "in_place"}).status_code == 200
+        answers = update(probed, broken), update(probed, models / "overfit", flush_cache=False)
+        waiting = [not future.done() for future in futures]
+        assert probed.http.post("/continue_generation", json={}).status_code == 200
+        outputs = [future.result()["output_ids"] for future in futures]
+    assert any(waiting)
+    assert not answers[0]["success"] and "rms_norm_eps is 0.5" in answers[0]["message"]
+    assert answers[1]["success"], answers[1]
+    assert outputs == [expected[tuple(prompt)] for prompt in TRAINED]
+    assert accept_length(settled(probed), expected) >= 0.95 * (NUM_DRAFTS + 1)
 
 
 def test_the_watch_sees_what_it_must():
