@@ -133,9 +133,9 @@ class PEagleDrafter(nn.Module):
         """Embeddings and fused states of N rows, each real (slot `source`) or a mask row.
 
         token_ids: int64[S] input tokens of the real slots; aux: [S, 3H_t] their states; is_mask: bool[N];
-        source: int64[N] index into the S slots, of mask rows too. Returns two [N, H]. Only a hidden-state design other
-        than P-EAGLE's heeds the source of a mask row, its anchor, and depth: int64[N]; without depth it adds nothing.
-        Of an EAGLE-3 head all rows must be real.
+        source: int64[N] index into the S slots, of mask rows too (0 where there is no slot). Returns two [N, H]. Only a
+        hidden-state design other than P-EAGLE's heeds the source of a mask row, its anchor, and depth: int64[N];
+        without depth it adds nothing. Of an EAGLE-3 head all rows must be real.
         """
         mask_token_id = self.config.mask_token_id
         if self.mask_hidden is None or mask_token_id is None:

@@ -20,7 +20,6 @@ import argparse
 import os
 import signal
 import sys
-import warnings
 from pathlib import Path
 
 from peagle_core.errors import InputError
@@ -39,8 +38,6 @@ def main(arguments: list[str] | None = None) -> int:
     options.overrides += more  # argparse takes them in one place only; here they may follow an option
     if os.environ.get("RANK", "0") != "0":
         os.environ["TQDM_DISABLE"] = "1"  # one progress bar, that of the first process
-    # torch's remark on fp32 norm weights under bf16 autocast, which are meant to be fp32
-    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)
     # Imported late, for torch takes seconds to load and --help should not.
     from trainer import distributed
     from trainer.config import ConfigError

@@ -19,7 +19,7 @@ from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 from peagle_core.target import target_head
 from trainer.config import RunConfig
-from trainer.new_drafter import check_widths, drafter_config
+from trainer.new_drafter import check_widths, drafter_config, freeze
 from trainer.plan import GPU_SHARE, batch_bytes, drafter_costs, make_plan, num_elements, state_bytes
 from trainer.sharded_target import target_layers
 from trainer.target import embedding, first_line
@@ -113,8 +113,7 @@ def fake_drafter(config: RunConfig, shape: PEagleConfig) -> PEagleDrafter:
     """To be called, and used, in a FakeTensorMode."""
     # Scaled rotary embeddings may look at values; the type changes no size.
     drafter = PEagleDrafter(shape.replace(rope_parameters={"rope_type": "default", "rope_theta": 10000.0}))
-    drafter.embed_tokens.requires_grad_(config.drafter.train_embedding)
-    drafter.lm_head.requires_grad_(config.drafter.train_lm_head)
+    freeze(config, drafter)
     return drafter
 
 

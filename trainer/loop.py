@@ -116,7 +116,7 @@ def train_step(
         with state.weights.step():
             for row in work:
                 if row.charged.any():
-                    counts = _backward(config, state.drafter, row, states.head, denominator)
+                    counts = backward(config, state.drafter, row, states.head, denominator)
                     metrics = counts if metrics is None else metrics + counts
         metrics = distributed.sum_metrics(metrics)
         norm = clip_gradients(state.drafter, config.optim.max_grad_norm)
@@ -154,7 +154,7 @@ def _prepare(config: RunConfig, state: TrainState, row: PackedRow, position: int
     return Work(batch, elements, charged_elements(elements, batch, states.head, state.drafter.d2t), of_passes)
 
 
-def _backward(
+def backward(
     config: RunConfig, drafter: PEagleDrafter, work: Work, target_head: Tensor, denominator: float
 ) -> DraftMetrics:
     """Add the gradients of one row. target_head: [V, H_t]; denominator: charged elements of the whole step."""

@@ -73,9 +73,14 @@ def new_drafter(
         drafter.embed_tokens.weight.copy_(table)
         drafter.lm_head.weight.copy_(head[vocab.to(head.device)])
         drafter.d2t = vocab - torch.arange(len(vocab))
+    freeze(config, drafter)
+    return drafter.to(head.device)
+
+
+def freeze(config: RunConfig, drafter: PEagleDrafter) -> None:
+    """What the configuration does not train of embedding and output head."""
     drafter.embed_tokens.requires_grad_(config.drafter.train_embedding)
     drafter.lm_head.requires_grad_(config.drafter.train_lm_head)
-    return drafter.to(head.device)
 
 
 def draft_vocabulary(documents: Sequence[Document], vocab_size: int, draft_vocab_size: int) -> Tensor:
