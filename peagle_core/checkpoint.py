@@ -102,7 +102,7 @@ def save_drafter(drafter: PEagleDrafter, directory: str | Path, dtype: torch.dty
     refuse_experiments(config)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in drafter.named_parameters()}
-    if config.in_turn:
+    if config.autoregressive:
         # The norm before attention of deeper layers: `input_layernorm` for vLLM, `hidden_norm` for SGLang's EAGLE3.
         for i in range(1, config.num_hidden_layers):
             tensors[f"layers.{i}.hidden_norm.weight"] = tensors[f"layers.{i}.input_layernorm.weight"].clone()

@@ -122,7 +122,7 @@ class PEagleConfig:
         if self.hidden_state_design not in HIDDEN_STATE_DESIGNS:
             names = ", ".join(HIDDEN_STATE_DESIGNS)
             raise InputError(f"unknown hidden_state_design {self.hidden_state_design!r}; choose from {names}")
-        if self.in_turn and self.hidden_state_design != "shared":
+        if self.autoregressive and self.hidden_state_design != "shared":
             raise InputError(f"hidden_state_design {self.hidden_state_design!r} is for mask rows; EAGLE-3 has none")
         ids = self.aux_layer_ids
         if ids is None:
@@ -159,7 +159,7 @@ class PEagleConfig:
         return ids
 
     @property
-    def in_turn(self) -> bool:
+    def autoregressive(self) -> bool:
         """Whether it drafts one token after the other, as EAGLE-3 does, instead of all in one pass."""
         return self.mask_token_id is None
 

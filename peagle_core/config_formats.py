@@ -182,7 +182,7 @@ def config_record(config: PEagleConfig, dtype: str) -> dict[str, Any]:
         "qk_norm": config.qk_norm,
         "num_depths": config.num_depths,
         "target_name_or_path": config.target,
-        **(_in_turn_keys(config) if config.in_turn else _parallel_keys(config)),
+        **(_eagle3_keys(config) if config.autoregressive else _parallel_keys(config)),
         **({} if config.hidden_state_design == "shared" else {"hidden_state_design": config.hidden_state_design}),
     }
 
@@ -194,7 +194,7 @@ def _parallel_keys(config: PEagleConfig) -> dict[str, Any]:
     return {"mask_token_id": config.mask_token_id, "ptd_token_id": config.mask_token_id, "eagle_config": eagle}
 
 
-def _in_turn_keys(config: PEagleConfig) -> dict[str, Any]:
+def _eagle3_keys(config: PEagleConfig) -> dict[str, Any]:
     """vLLM takes the ids at the top before the nested ones; SGLang's EAGLE3 knows only the latter."""
     keys: dict[str, Any] = {"parallel_drafting": False, "eagle_config": {"use_aux_hidden_state": True}}
     if config.aux_layer_ids is not None:
@@ -211,7 +211,7 @@ def speculators_config_dict(
     Raises InputError for an EAGLE-3 head: only P-EAGLE heads are written in this format.
     """
     refuse_experiments(config)
-    if config.in_turn:
+    if config.autoregressive:
         raise InputError("an EAGLE-3 head is written in the flat format only, not in speculators'")
     ids = config.aux_layer_ids
     tokens = config.num_depths or DEFAULT_SPECULATIVE_TOKENS

@@ -93,7 +93,7 @@ class Layer(nn.Module):
 class PEagleDrafter(nn.Module):
     """Named as in the checkpoint: fc, mask_hidden [1,1,3H_t], embed_tokens, layers.*, norm, lm_head; buffer d2t.
 
-    An EAGLE-3 head (config.in_turn) has no mask_hidden; the rest is the same.
+    An EAGLE-3 head (config.autoregressive) has no mask_hidden; the rest is the same.
     """
 
     d2t: Tensor
@@ -109,7 +109,7 @@ class PEagleDrafter(nn.Module):
         if config.fc_norm:
             self.fc_norm = nn.ModuleList(nn.RMSNorm(config.target_hidden_size, eps) for _ in range(3))
         self.fc = nn.Linear(config.fused_size, config.hidden_size, bias=False)
-        self.mask_hidden = None if config.in_turn else nn.Parameter(torch.randn(1, 1, config.fused_size))
+        self.mask_hidden = None if config.autoregressive else nn.Parameter(torch.randn(1, 1, config.fused_size))
         self.layers = nn.ModuleList(Layer(config, fused=i == 0) for i in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)

@@ -80,7 +80,7 @@ def draft_logits(
 
 
 @torch.no_grad()
-def draft_in_turn(
+def draft_autoregressively(
     drafter: PEagleDrafter, cache: DraftCache, tokens: Tensor, aux: Tensor, num_draft_tokens: int, first_position: int
 ) -> Tensor:
     """EAGLE-3 drafting, K passes: the new real rows, then K-1 rows of (previous draft, the state that chose it).
@@ -111,17 +111,17 @@ def speculate(
     temperature: float = 0.0,
     eos_token_id: int | None = None,
     generator: torch.Generator | None = None,
-    in_turn: bool | None = None,
+    autoregressive: bool | None = None,
 ) -> Speculation:
     """Generate from one prompt with speculation; the output is the target's own (greedy, or its distribution).
 
     input_ids: int64[n], n >= 1; num_draft_tokens: K >= 1. Stops after max_new_tokens or with the end token. Drafts are
-    the drafter's argmax at any temperature. in_turn: as EAGLE-3 drafts, see `draft_in_turn`; default: as the head was
-    made. Raises InputError on an empty prompt, on K < 1, on a target without the drafter's aux layers, and where an
-    EAGLE-3 head is to draft in parallel.
+    the drafter's argmax at any temperature. autoregressive: as EAGLE-3 drafts, see `draft_autoregressively`; default:
+    as the head was made. Raises InputError on an empty prompt, on K < 1, on a target without the drafter's aux layers,
+    and where an EAGLE-3 head is to draft in parallel.
     """
-    in_turn = drafter.config.in_turn if in_turn is None else in_turn
-    if drafter.config.in_turn and not in_turn:
+    autoregressive = drafter.config.autoregressive if autoregressive is None else autoregressive
+    if drafter.config.autoregressive and not autoregressive:
         raise InputError("an EAGLE-3 head has no mask rows, so it cannot draft in parallel")
     if num_draft_tokens < 1:
         raise InputError(f"num_draft_tokens (K) must be at least 1, found {num_draft_tokens}")
@@ -143,8 +143,8 @@ def speculate(
     seen = 0  # real rows in the drafter's cache
     ended = bonus == eos_token_id
     while len(result.output_ids) < max_new_tokens and not ended:
-        if in_turn:
-            drafts = draft_in_turn(drafter, cache, tokens, aux, num_draft_tokens, seen)
+        if autoregressive:
+            drafts = draft_autoregressively(drafter, cache, tokens, aux, num_draft_tokens, seen)
         else:
             logits = draft_logits(drafter, cache, tokens, aux, num_draft_tokens, seen)
             drafts = drafter.target_ids(logits.argmax(-1))

@@ -9,7 +9,7 @@ from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
-from sglang_backend.adaptive import max_num_draft_tokens
+from sglang_backend.corrections.adaptive import max_num_draft_tokens
 
 NAME = "PEAGLE"
 

@@ -36,7 +36,7 @@ def check_head(algorithm: str | None, head: str | None, *_: object, **__: object
     """BEFORE SGLang's first look at the drafter's config."""
     if algorithm is not None and algorithm.upper() == "PEAGLE" and head is not None:
         config = PEagleConfig.from_pretrained(head_directory(head))
-        if config.in_turn:
+        if config.autoregressive:
             raise InputError(
                 f"{head}: is an EAGLE-3 head (parallel_drafting is false): serve it with "
                 "--speculative-algorithm EAGLE3 --speculative-eagle-topk 1"

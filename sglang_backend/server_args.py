@@ -12,8 +12,8 @@ from peagle_core.checkpoint import read_tensors
 from peagle_core.config import PEagleConfig
 from peagle_core.config_formats import load_config_dict
 from peagle_core.errors import InputError
-from sglang_backend import lora
-from sglang_backend.adaptive import check_table
+from sglang_backend.corrections import lora
+from sglang_backend.corrections.adaptive import check_table
 from sglang_backend.head_config import head_directory
 
 logger = logging.getLogger(__name__)

@@ -26,17 +26,18 @@ from sglang.srt.speculative.spec_utils import draft_pp_context, draft_tp_context
 from sglang.srt.utils.common import async_h2d
 from torch import Tensor
 
-from sglang_backend import graphs, proposals, recorder
-from sglang_backend.adaptive import max_num_draft_tokens
-from sglang_backend.context_limit import lengthen_drafter_context
+from sglang_backend import graphs, proposals
+from sglang_backend.corrections.adaptive import max_num_draft_tokens
+from sglang_backend.corrections.context_limit import lengthen_drafter_context
+from sglang_backend.corrections.min_p import MinP
+from sglang_backend.corrections.penalties import ExactPenalties
 from sglang_backend.draft_inputs import (
     DraftExtendInput,
     DraftRows,
     rows_after_prefill,
     rows_after_verify,
 )
-from sglang_backend.min_p import MinP
-from sglang_backend.penalties import ExactPenalties
+from sglang_backend.dump import drafter_passes
 from sglang_backend.scratch_slots import ScratchSlots
 
 
@@ -54,7 +55,7 @@ class PEagleDraftWorker(EagleDraftWorker):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.counters = Counters()
-        self.recorder = recorder.from_environment()
+        self.recorder = drafter_passes.from_environment()
         self.relay_width = max_num_draft_tokens(get_spec())
         lengthen_drafter_context(self.draft_runner, get_spec())
         self.mask_token_id = self.draft_runner.model.head.mask_token_id

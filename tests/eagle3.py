@@ -10,7 +10,7 @@ from peagle_core.cod import sample_elements
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
 from peagle_core.generate import DraftCache
-from peagle_core.training import Batch, loss_and_backward_in_turn
+from peagle_core.training import Batch, loss_and_backward_eagle3
 
 
 def chain_states(drafter: PEagleDrafter, batch: Batch, anchor: int, num_depths: int) -> Tensor:
@@ -31,7 +31,7 @@ def chain_states(drafter: PEagleDrafter, batch: Batch, anchor: int, num_depths: 
     return torch.stack(states)
 
 
-def loss_in_turn(
+def loss_eagle3(
     drafter: PEagleDrafter,
     batch: Batch,
     elements: Elements,
@@ -58,7 +58,7 @@ def loss_in_turn(
     return total
 
 
-def overfit_in_turn(
+def overfit_eagle3(
     drafter: PEagleDrafter, batches: list[Batch], head: Tensor, num_drafts: int, steps: int, lr: float
 ) -> None:
     """Until it knows the texts by heart. head: [V, H_t], the target's."""
@@ -67,7 +67,7 @@ def overfit_in_turn(
     for _ in range(steps):
         for batch in batches:
             elements = sample_elements(batch.loss_mask, batch.doc_ids, num_drafts, 1.0)
-            loss_and_backward_in_turn(drafter, batch, elements, target_head=head, loss="ce")
+            loss_and_backward_eagle3(drafter, batch, elements, target_head=head, loss="ce")
         torch.nn.utils.clip_grad_norm_(drafter.parameters(), 1.0)
         optimizer.step()
         schedule.step()

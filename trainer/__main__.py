@@ -39,15 +39,15 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("RANK", "0") != "0":
         os.environ["TQDM_DISABLE"] = "1"  # one progress bar, that of the first process
     # Imported late, for torch takes seconds to load and --help should not.
-    from trainer import distributed
-    from trainer.config import ConfigError
+    from trainer.errors import ConfigError
+    from trainer.parallel import processes
 
     try:
-        with distributed.process_group():
+        with processes.process_group():
             try:
                 return _run(options)
             except (InputError, OSError) as error:
-                raise distributed.send_error(error) from None
+                raise processes.send_error(error) from None
     except InputError as error:
         _say(error)
         return 2 if isinstance(error, ConfigError) else 1
@@ -60,41 +60,41 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _say(error: Exception, words: str = "") -> None:
-    from trainer import distributed
+    from trainer.parallel import processes
 
-    if distributed.is_main() or not distributed.known_to_all(error):
+    if processes.is_main() or not processes.known_to_all(error):
         print(f"error: {words or error}", file=sys.stderr)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from trainer import distributed
-    from trainer.config import ConfigError
-    from trainer.load_config import load_config
+    from trainer.config.load import load_config
+    from trainer.errors import ConfigError
+    from trainer.parallel import processes
 
-    if distributed.size() > 1 and options.verb not in PARALLEL_VERBS:
+    if processes.size() > 1 and options.verb not in PARALLEL_VERBS:
         raise ConfigError(f"{options.verb} is for one process; only {' and '.join(PARALLEL_VERBS)} take torchrun")
     if options.verb == "train" and options.dry_run:
-        from trainer.dry_run import dry_run
+        from trainer.sizing.dry_run import dry_run
 
         dry_run(load_config(options.config, options.overrides, needs_data=False), options.gpus)
         return 0
     config = load_config(options.config, options.overrides)
     if options.verb == "prepare":
-        from trainer.prepare import run_prepare
+        from trainer.prepare.prepare import run_prepare
 
         run_prepare(config, options.to)
         return 0
     if options.verb == "regenerate":
-        from trainer.regenerate import run_regenerate
+        from trainer.regenerate.regenerate import run_regenerate
 
         stopped = run_regenerate(config, options.to)
         return 128 + stopped if stopped else 0
     if options.verb == "extract":
-        from trainer.extract import run_extract
+        from trainer.hidden_states.extract import run_extract
 
         run_extract(config, options.to, options.yes)
         return 0
-    from trainer import run
+    from trainer.train import run
 
     if options.verb == "train":
         stopped = run.run_train(config, options.resume)
@@ -102,7 +102,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.verb == "eval":
         run.run_eval(config, options.head)
     else:
-        from trainer.export import run_export
+        from trainer.export.export import run_export
 
         run_export(config, options.checkpoint, options.to, options.verify)
     return 0

@@ -15,13 +15,13 @@ from peagle_core.cod import sample_elements
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.generate import Speculation, speculate
 from peagle_core.training import step_of
-from trainer.config import RunConfig
+from trainer.config.run_config import RunConfig
 from trainer.data.documents import Document
 from trainer.data.packing import PackedRow
-from trainer.distributed import is_main, merged, mine, sum_metrics
-from trainer.lockstep import apart
+from trainer.hidden_states.base import StateSource
+from trainer.parallel.processes import is_main, merged, mine, sum_metrics
 from trainer.sampler import row_seeds
-from trainer.states.base import StateSource
+from trainer.target.lockstep import apart
 
 # Held-out elements are drawn alike in every evaluation, whatever the run's seed.
 COD_SEED = 1

@@ -12,11 +12,11 @@ from peagle_core.config import PEagleConfig
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 from peagle_core.target import Ends, target_head
-from trainer.config import RunConfig
+from trainer.config.run_config import RunConfig
 from trainer.data.documents import Document
 from trainer.data.prepared import PreparedDocuments
 from trainer.data.vocabulary import count_generated, most_frequent
-from trainer.target import embedding
+from trainer.target.load import embedding
 
 # What a Llama rotary embedding over the whole head understands; the rest belongs to other architectures.
 ROPE_KEYS = (

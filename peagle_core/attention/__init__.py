@@ -9,7 +9,7 @@ from torch import Tensor
 
 from peagle_core.attention.base import ElementAttention
 from peagle_core.attention.dense import DenseAttention
-from peagle_core.attention.sdpa import SdpaAttention
+from peagle_core.attention.torch import SdpaAttention
 from peagle_core.attention.triton import TritonAttention
 from peagle_core.elements import Elements
 from peagle_core.errors import InputError

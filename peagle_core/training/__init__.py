@@ -18,19 +18,19 @@ from peagle_core.elements import Elements, supervised
 from peagle_core.errors import InputError
 from peagle_core.metrics import DraftMetrics, measure
 from peagle_core.training.batch import Batch, charged_elements, draft_vocab_rows
+from peagle_core.training.eagle3 import eagle3
 from peagle_core.training.flat import flat, forward_elements
-from peagle_core.training.in_turn import in_turn
 from peagle_core.training.memory import ActivationCosts, activation_costs, stream_bytes
 from peagle_core.training.partitioned import partitioned
 from peagle_core.training.step import Step
 from peagle_core.training.stream import default_chunk_rows, settled_chunk_rows, stream
 
 MODES = ("flat", "partition", "stream")
-IN_TURN_MODES = ("flat", "stream")
+EAGLE3_MODES = ("flat", "stream")
 NUM_SEGMENTS = 4
 
 __all__ = [
-    "IN_TURN_MODES",
+    "EAGLE3_MODES",
     "MODES",
     "NUM_SEGMENTS",
     "ActivationCosts",
@@ -40,7 +40,7 @@ __all__ = [
     "default_chunk_rows",
     "forward_elements",
     "loss_and_backward",
-    "loss_and_backward_in_turn",
+    "loss_and_backward_eagle3",
     "step_of",
     "stream_bytes",
 ]
@@ -79,8 +79,8 @@ def loss_and_backward(
     memory_budget that is too small or comes together with chunk_rows.
     """
     _check_mode(mode, MODES)
-    if drafter.config.in_turn:
-        raise InputError("an EAGLE-3 head has no mask rows; `loss_and_backward_in_turn` trains it")
+    if drafter.config.autoregressive:
+        raise InputError("an EAGLE-3 head has no mask rows; `loss_and_backward_eagle3` trains it")
     step = _begin(
         drafter, batch, elements, target_head, denominator, charged, loss, depth_weights, attention, recompute
     )
@@ -93,7 +93,7 @@ def loss_and_backward(
     return _counts(step)
 
 
-def loss_and_backward_in_turn(
+def loss_and_backward_eagle3(
     drafter: PEagleDrafter,
     batch: Batch,
     elements: Elements,
@@ -109,7 +109,7 @@ def loss_and_backward_in_turn(
     chunk_rows: int | None = None,
     memory_budget: int | None = None,
 ) -> DraftMetrics:
-    """`loss_and_backward` for drafting in turn, as EAGLE-3 heads do: see `peagle_core.training.in_turn`.
+    """`loss_and_backward` for drafting in turn, as EAGLE-3 heads do: see `peagle_core.training.eagle3`.
 
     elements: usually of retention 1; position a + d must be a slot of the anchor's document. Loss, charged elements,
     denominator and counts are those of P-EAGLE. mode "flat": all chains at once; "stream": chunk_rows or memory_budget,
@@ -118,17 +118,17 @@ def loss_and_backward_in_turn(
 
     Raises InputError as `loss_and_backward` does.
     """
-    _check_mode(mode, IN_TURN_MODES)
+    _check_mode(mode, EAGLE3_MODES)
     step = _begin(
         drafter, batch, elements, target_head, denominator, charged, loss, depth_weights, attention, recompute
     )
-    in_turn(step, settled_chunk_rows(step, chunk_rows, memory_budget) if mode == "stream" else None)
+    eagle3(step, settled_chunk_rows(step, chunk_rows, memory_budget) if mode == "stream" else None)
     return _counts(step)
 
 
 def step_of(drafter: PEagleDrafter) -> Callable[..., DraftMetrics]:
     """The step that trains this kind of head; both take the same arguments, but for what Algorithm 1 needs."""
-    return loss_and_backward_in_turn if drafter.config.in_turn else loss_and_backward
+    return loss_and_backward_eagle3 if drafter.config.autoregressive else loss_and_backward
 
 
 def _check_mode(mode: str, modes: tuple[str, ...]) -> None:

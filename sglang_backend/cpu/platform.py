@@ -15,7 +15,7 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import KVPoolKind, PlatformCapabilities, SRTPlatform
 
 from peagle_core.errors import InputError
-from sglang_backend.cpu import twins
+from sglang_backend.cpu import torch_kernels
 
 ATTENTION_BACKEND = "torch_sdpa"
 SPECULATIVE_ALGORITHMS = ("PEAGLE", "EAGLE3")
@@ -62,7 +62,7 @@ class CpuReferencePlatform(CpuDeviceMixin, SRTPlatform):
         return CpuKVPool if kind == "mha" else None
 
     def get_speculative_cache_locs_fn(self) -> Callable[..., torch.Tensor]:
-        return twins.extend_cache_locs
+        return torch_kernels.extend_cache_locs
 
     def get_compile_backend(self, mode: str | None = None) -> str:
         return "eager"

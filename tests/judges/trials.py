@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from byte_models import drafter_config, fresh_drafter, greedy_batch, overfit_head, save_target
-from eagle3 import overfit_in_turn
+from eagle3 import overfit_eagle3
 from transformers import LlamaForCausalLM
 
 from peagle_core.checkpoint import load_drafter, save_drafter
@@ -52,7 +52,7 @@ class Trial:
     k: int
 
     @property
-    def in_turn(self) -> bool:
+    def autoregressive(self) -> bool:
         return self.head == EAGLE3
 
     def __str__(self) -> str:
@@ -92,7 +92,7 @@ class Models:
         config = drafter_config(num_hidden_layers=1, head_dim=HEAD_DIM, mask_token_id=None)
         batches = [greedy_batch(target, prompt, length, config.aux_layer_ids) for prompt in TRAINED]
         drafter = fresh_drafter(config, target, batches)
-        overfit_in_turn(drafter, batches, target_head(target), max(NUM_DRAFTS), steps=150, lr=2e-3)
+        overfit_eagle3(drafter, batches, target_head(target), max(NUM_DRAFTS), steps=150, lr=2e-3)
         save_drafter(drafter, self.root / "flat" / EAGLE3, torch.float32)
 
     def target(self, trial: Trial) -> Path:
@@ -112,7 +112,7 @@ class Models:
             max_new_tokens=DEMO_NEW_TOKENS if demo else NEW_TOKENS,
             head=str(self.head(trial)) if speculative else None,
             num_draft_tokens=trial.k,
-            parallel=not trial.in_turn,
+            parallel=not trial.autoregressive,
         )
 
     def known(self, trial: Trial) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from peagle_core.attention import make_attention
 from peagle_core.attention.dense import DenseAttention
-from peagle_core.attention.sdpa import SdpaAttention
+from peagle_core.attention.torch import SdpaAttention
 from peagle_core.elements import Elements
 from peagle_core.errors import InputError
 from peagle_core.mask import dense_mask

@@ -11,7 +11,7 @@ from torch import Tensor
 from peagle_core.attention import parts
 from peagle_core.attention.dense import DenseAttention
 from peagle_core.attention.layout import make_layout
-from peagle_core.attention.sdpa import SdpaAttention
+from peagle_core.attention.torch import SdpaAttention
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:

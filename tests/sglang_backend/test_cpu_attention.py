@@ -13,7 +13,7 @@ from transformers.models.gpt_oss import modeling_gpt_oss
 pytest.importorskip("sglang")
 
 from sglang_backend.cpu.attention import attend
-from sglang_backend.cpu.twins import swiglu_gpt_oss
+from sglang_backend.cpu.torch_kernels import swiglu_gpt_oss
 
 ROWS, KEYS, HEADS, KV_HEADS, DIM = 3, 9, 4, 2, 8
 

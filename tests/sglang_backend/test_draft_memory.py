@@ -10,8 +10,8 @@ import torch
 pytest.importorskip("sglang")
 
 
-from sglang_backend import draft_memory
 from sglang_backend.algorithm import NAME
+from sglang_backend.corrections import draft_memory
 
 
 def geometry(kv_heads: int, head_dim: int) -> SimpleNamespace:

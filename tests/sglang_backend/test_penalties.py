@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("sglang")
 
-from sglang_backend.penalties import Strengths, count_accepted, is_penalised, penalise
+from sglang_backend.corrections.penalties import Strengths, count_accepted, is_penalised, penalise
 
 VOCAB = 6
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from chisquare import p_value
 
-from sglang_backend.cpu.twins import verify_sampling
-from sglang_backend.min_p import keep_min_p
+from sglang_backend.corrections.min_p import keep_min_p
+from sglang_backend.cpu.torch_kernels import verify_sampling
 from sglang_backend.proposals import propose_greedy, propose_sampled
 
 

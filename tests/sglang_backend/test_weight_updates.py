@@ -15,7 +15,7 @@ pytest.importorskip("sglang")
 from sglang.srt.runtime_context import get_context, get_parallel
 
 from peagle_core.errors import InputError
-from sglang_backend import weight_updates
+from sglang_backend.corrections import weight_updates
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from peagle_core.checkpoint import save_drafter
 from peagle_core.config import PEagleConfig
 from peagle_core.config_formats import flat_config_dict
 from peagle_core.drafter import PEagleDrafter
-from trainer.tensor_files import write_tensors
+from trainer.checkpoint.dcp_safetensors import write_tensors
 
 Tensors = dict[str, Tensor]
 
@@ -86,7 +86,7 @@ def write_nemo(directory: Path) -> Path:
 
 
 def write_training_checkpoint(directory: Path, config: PEagleConfig | None = None) -> Path:
-    """What trainer.checkpoints writes, as far as a reader of the drafter looks at it."""
+    """What trainer.checkpoint.checkpoints writes, as far as a reader of the drafter looks at it."""
     drafter = random_drafter(config or tiny_config(draft_vocab_size=20), torch.float32)
     directory.mkdir(parents=True)
     write_tensors(directory, {**drafter.state_dict(), "fc.weight:exp_avg": torch.zeros(2)})

@@ -118,7 +118,7 @@ def test_both_heads_learn_from_the_same_rows_in_as_many_steps(directory):
     )
     assert data[0]["train"] == data[1]["train"]
     assert steps[0]["step"] == steps[1]["step"]
-    assert load_drafter(directory / "eagle3-head").config.in_turn
+    assert load_drafter(directory / "eagle3-head").config.autoregressive
 
 
 def test_finished_work_is_kept_and_half_finished_work_is_not(directory, monkeypatch):

@@ -10,8 +10,8 @@ from tiny import tiny_target
 from tiny_run import make_tokenizer, run_options
 from transformers import PreTrainedTokenizerFast
 
-from trainer.config import RunConfig
-from trainer.load_config import load_config
+from trainer.config.load import load_config
+from trainer.config.run_config import RunConfig
 
 
 @pytest.fixture(scope="session")

@@ -22,19 +22,20 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 
 from peagle_core.errors import InputError
 from peagle_core.target import target_head
-from trainer import distributed, loop
-from trainer.checkpoints import TrainState, newest_checkpoint
-from trainer.config import RunConfig
+from trainer.checkpoint.checkpoints import TrainState, newest_checkpoint
+from trainer.config.load import load_config
+from trainer.config.run_config import RunConfig
 from trainer.data.packing import PackedRow
-from trainer.load_config import load_config
-from trainer.lockstep import apart
-from trainer.loop import new_state, train_step
-from trainer.material import load_material
+from trainer.hidden_states.from_transformers import InProcessStates
+from trainer.inputs import load_inputs
 from trainer.new_drafter import new_drafter
-from trainer.run import run_train
-from trainer.sharded_target import load_sharded
-from trainer.states.in_process import InProcessStates
-from trainer.target import weight_bytes
+from trainer.parallel import processes
+from trainer.target.load import weight_bytes
+from trainer.target.lockstep import apart
+from trainer.target.sharded import load_sharded
+from trainer.train import loop
+from trainer.train.loop import new_state, train_step
+from trainer.train.run import run_train
 
 FROZEN = ("drafter.train_lm_head=false", "drafter.train_embedding=false")
 # A run that is measured at step 2, where the weights are sharded, and at step 4.
@@ -74,9 +75,9 @@ def rows() -> list[PackedRow]:
 
 
 def build(config: RunConfig) -> tuple[TrainState, InProcessStates]:
-    material = load_material(config)
-    drafter = new_drafter(config, material.target, material.mask_token_id, material.train)
-    states = InProcessStates(material.target, drafter.config.aux_layer_ids)
+    inputs = load_inputs(config)
+    drafter = new_drafter(config, inputs.target, inputs.mask_token_id, inputs.train)
+    states = InProcessStates(inputs.target, drafter.config.aux_layer_ids)
     return new_state(config, drafter, len(rows())), states
 
 
@@ -114,7 +115,7 @@ def stopped_and_resumed(target: Path, data: Path, directory: Path) -> dict[str, 
 
     def step_and_signal(config: RunConfig, state: Any, *rest: Any) -> Any:
         result = step(config, state, *rest)
-        if state.step == 3 and distributed.rank() == 1:
+        if state.step == 3 and processes.rank() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return result
 
@@ -123,9 +124,9 @@ def stopped_and_resumed(target: Path, data: Path, directory: Path) -> dict[str, 
         stopped = run_train(config)
     finally:
         loop.train_step = step
-    if distributed.is_main():
+    if processes.is_main():
         shutil.copytree(directory / "run", directory / "stopped")
-    distributed.barrier()
+    processes.barrier()
     newest = newest_checkpoint(config.output / "checkpoints")
     assert newest is not None
     finished = run_train(config.model_copy(update={"parallel": "ddp"}), resume=True)
@@ -141,7 +142,7 @@ def from_states(target: Path, data: Path, directory: Path) -> list[str]:
     )  # fmt: skip
     run_train(options(target, data, directory / "filled", *cached, "parallel=fsdp", "states.on_miss=generate"))
     shards = sorted(path.name for path in states.glob("*.safetensors"))
-    distributed.barrier()
+    processes.barrier()
     run_train(options(target, data, directory / "read", *cached, "parallel=ddp", "states.keep=false"))
     return shards
 
@@ -166,9 +167,9 @@ def sharded_targets() -> dict[str, bool]:
         target = load_sharded(partial(copy.deepcopy, made), torch.device("cpu"))
         sharded = sum(isinstance(p, DTensor) for p in target.parameters())
         with apart(), torch.no_grad():
-            for _ in range(1 + distributed.rank()):
+            for _ in range(1 + processes.rank()):
                 states = target(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-        if distributed.is_main():
+        if processes.is_main():
             whole_states = made(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
             same = all(torch.equal(a, b) for a, b in zip(states, whole_states, strict=True))
             equal[name] = same and sharded > 8 and not isinstance(target_head(target), DTensor)
@@ -184,14 +185,14 @@ def fails_before_a_pass() -> list[str]:
     expected = sum(p.to_local().nbytes if isinstance(p, DTensor) else p.nbytes for p in target.parameters())
     assert weight_bytes(target) > expected + sum(p.nbytes for p in target.model.layers[0].parameters())
     try:
-        if distributed.rank() == 1:
-            raise distributed.send_error(InputError("no head"))
+        if processes.rank() == 1:
+            raise processes.send_error(InputError("no head"))
         with apart(), torch.no_grad():
             target(input_ids=torch.zeros(1, 3, dtype=torch.int64))
         words = "nothing"
     except InputError as error:
-        words = f"{error}; known: {distributed.known_to_all(error)}"
-    return distributed.exchange(words)
+        words = f"{error}; known: {processes.known_to_all(error)}"
+    return processes.exchange(words)
 
 
 def errors(target: Path, data: Path, directory: Path) -> dict[str, list[str]]:
@@ -217,36 +218,36 @@ def errors(target: Path, data: Path, directory: Path) -> dict[str, list[str]]:
             work()
             words = "nothing"
         except InputError as error:
-            words = f"{error}; known: {distributed.known_to_all(error)}"
-        told[name] = distributed.exchange(words)
+            words = f"{error}; known: {processes.known_to_all(error)}"
+        told[name] = processes.exchange(words)
     return told
 
 
 def _fails_apart() -> None:
     with apart():
-        if distributed.rank() == 1:
+        if processes.rank() == 1:
             raise InputError("row 7 is wrong")
 
 
 def _sends() -> None:
     """One process fails somewhere, the others wait for something else."""
-    if distributed.rank() == 1:
-        raise distributed.send_error(InputError("no such file"))
-    distributed.sum_metrics(None)
+    if processes.rank() == 1:
+        raise processes.send_error(InputError("no such file"))
+    processes.sum_metrics(None)
 
 
 def _differs() -> None:
-    distributed.check_same({"data": distributed.rank()}, "the data")
+    processes.check_same({"data": processes.rank()}, "the data")
 
 
 def _not_shared() -> None:
-    distributed.check_shared(Path(sys.argv[3]) / f"seen-by-{distributed.rank()}")
+    processes.check_shared(Path(sys.argv[3]) / f"seen-by-{processes.rank()}")
 
 
 def main() -> None:
     target, data, directory = map(Path, sys.argv[1:])
     torch.set_num_threads(1)
-    with distributed.process_group():
+    with processes.process_group():
         results: dict[str, Any] = {"errors": errors(target, data, directory), "targets": sharded_targets()}
         results["errors"]["before"] = fails_before_a_pass()
         for parallel in ("ddp", "fsdp"):
@@ -257,7 +258,7 @@ def main() -> None:
         results["muon"] = take_steps(config)
         results["run"] = stopped_and_resumed(target, data, directory)
         results["shards"] = from_states(target, data, directory)
-        if distributed.is_main():
+        if processes.is_main():
             torch.save(results, directory / "results.pt")
 
 

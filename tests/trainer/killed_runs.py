@@ -14,7 +14,13 @@ from pathlib import Path
 import torch
 
 WORDS = ["hello there,", "what is", "the answer?", "def f(x):\n", "    return x + 1\n"]
-LOADED = ["trainer.__main__", "trainer.prepare", "trainer.extract", "trainer.regenerate", "trainer.run"]
+LOADED = [
+    "trainer.__main__",
+    "trainer.prepare.prepare",
+    "trainer.hidden_states.extract",
+    "trainer.regenerate.regenerate",
+    "trainer.train.run",
+]
 
 
 def write_answers(path: Path, count: int, words: range, chance: random.Random) -> Path:

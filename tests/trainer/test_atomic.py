@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.atomic import new_directory
+from peagle_core.atomic import new_directory
 
 
 def test_it_appears_only_when_the_block_is_done(tmp_path):

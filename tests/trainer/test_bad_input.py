@@ -241,7 +241,7 @@ def test_a_full_disk_is_one_sentence(finished, target_dir, data_file, tmp_path, 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.export.save_drafter", full)
+    monkeypatch.setattr("trainer.export.export.save_drafter", full)
     options = run_options(target_dir, data_file, finished)
     refused(["export", *options, "--to", str(tmp_path / "new")], 1, "No space left on device", capsys)
     assert list(tmp_path.iterdir()) == []

@@ -15,8 +15,8 @@ from tiny_run import run_options
 
 from peagle_core.errors import InputError
 from trainer.__main__ import main
-from trainer.states.shards import DocumentStates, document_key
-from trainer.states.store import store_to_add_to
+from trainer.hidden_states.shards import DocumentStates, document_key
+from trainer.hidden_states.store import store_to_add_to
 
 SETTINGS = {"target": "t", "hidden_size": 2, "aux_layer_ids": [2, 4, 5], "dtype": "float32", "made by": "hand"}
 SHARD = "shard-00000.safetensors"
@@ -173,7 +173,7 @@ def test_states_of_other_tokens_are_refused(tmp_path, monkeypatch):
     """A file whose checksums are right and whose keys are not those of its tokens."""
     store = store_to_add_to(tmp_path / "states", SETTINGS, 1)
     wanted = torch.tensor([1, 2, 3])
-    monkeypatch.setattr("trainer.states.shards.document_key", lambda _: document_key(wanted))
+    monkeypatch.setattr("trainer.hidden_states.shards.document_key", lambda _: document_key(wanted))
     store.add([document([7, 8, 9])])
     with pytest.raises(InputError, match="document 0 has other token ids than the data"):
         store_to_add_to(tmp_path / "states", SETTINGS, 1).read(wanted)

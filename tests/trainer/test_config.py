@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import ConfigError
-from trainer.load_config import load_config
+from trainer.config.load import load_config
+from trainer.errors import ConfigError
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ from tiny_run import run_options
 
 from peagle_core.config import HIDDEN_STATE_DESIGNS
 from peagle_core.errors import InputError
-from trainer.checkpoints import load_trained, newest_checkpoint
-from trainer.config import ConfigError
-from trainer.export import run_export
-from trainer.load_config import load_config
-from trainer.material import load_material
+from trainer.checkpoint.checkpoints import load_trained, newest_checkpoint
+from trainer.config.load import load_config
+from trainer.errors import ConfigError
+from trainer.export.export import run_export
+from trainer.inputs import load_inputs
 from trainer.new_drafter import new_drafter
-from trainer.optimizer import make_optimizers
-from trainer.run import run_eval, run_train
+from trainer.train.optimizer import make_optimizers
+from trainer.train.run import run_eval, run_train
 
 REJECTED = HIDDEN_STATE_DESIGNS[1:]
 MODES = ("mode=flat", "mode=partition", "mode=stream")
@@ -31,8 +31,8 @@ def options(target_dir, data_file, tmp_path):
 @pytest.mark.parametrize(("design", "mode"), zip(REJECTED, (*MODES, "mode=stream"), strict=True))
 def test_it_trains_is_measured_and_stays_a_checkpoint(options, tmp_path, capsys, design, mode):
     config = load_config(None, [*options, mode, f"drafter.hidden_state_design={design}"])
-    material = load_material(config)
-    before = new_drafter(config, material.target, material.mask_token_id, material.train)
+    inputs = load_inputs(config)
+    before = new_drafter(config, inputs.target, inputs.mask_token_id, inputs.train)
     assert run_train(config) is None
     assert f"{design} is for research: no head" in capsys.readouterr().out
     assert not (config.output / "head").exists()
@@ -74,8 +74,8 @@ def test_another_design_does_not_resume(options):
 def test_depth_embeddings_are_no_matrices(options):
     """Neither Muon nor weight decay takes them: both are for linear maps."""
     config = load_config(None, [*options, "drafter.hidden_state_design=projected_ntp_depth_embedding"])
-    material = load_material(config)
-    drafter = new_drafter(config, material.target, material.mask_token_id, material.train)
+    inputs = load_inputs(config)
+    drafter = new_drafter(config, inputs.target, inputs.mask_token_id, inputs.train)
     muon, adamw = make_optimizers(drafter, config.optim.model_copy(update={"optimizer": "muon"}))
     design = drafter.hidden_design
     assert any(p is design.projection.weight for p in muon.param_groups[0]["params"])

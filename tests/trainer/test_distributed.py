@@ -20,11 +20,11 @@ from tiny_run import run_options
 
 from peagle_core.checkpoint import load_drafter
 from trainer.__main__ import main
-from trainer.checkpoints import newest_checkpoint
-from trainer.config import ConfigError
-from trainer.export import run_export
-from trainer.parallel import settle_parallel
-from trainer.run import run_train
+from trainer.checkpoint.checkpoints import newest_checkpoint
+from trainer.errors import ConfigError
+from trainer.export.export import run_export
+from trainer.sizing.parallel import settle_parallel
+from trainer.train.run import run_train
 
 pytestmark = pytest.mark.slow
 
@@ -213,9 +213,9 @@ def test_launched_wrongly_is_one_sentence(target_dir, data_file, tmp_path, capsy
 
 @pytest.mark.parametrize(("gib", "choice"), [(16, "ddp"), (0.0005, "fsdp")])
 def test_auto_is_what_fits(target_dir, data_file, tmp_path, monkeypatch, gib, choice):
-    monkeypatch.setattr("trainer.distributed.size", lambda: 2)
-    monkeypatch.setattr("trainer.distributed.exchange", lambda value: [value] * 2)
-    monkeypatch.setattr("trainer.parallel.device_memory", lambda _: int(gib * 2**30))
+    monkeypatch.setattr("trainer.parallel.processes.size", lambda: 2)
+    monkeypatch.setattr("trainer.parallel.processes.exchange", lambda value: [value] * 2)
+    monkeypatch.setattr("trainer.sizing.parallel.device_memory", lambda _: int(gib * 2**30))
     config = options(target_dir, data_file, tmp_path)
     assert settle_parallel(config).parallel == choice
     asked = config.model_copy(update={"parallel": "ddp"})
@@ -225,7 +225,7 @@ def test_auto_is_what_fits(target_dir, data_file, tmp_path, monkeypatch, gib, ch
 
 
 def test_some_verbs_are_for_one_process(target_dir, data_file, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("trainer.distributed.size", lambda: 2)
-    monkeypatch.setattr("trainer.distributed.exchange", lambda value: [value] * 2)
+    monkeypatch.setattr("trainer.parallel.processes.size", lambda: 2)
+    monkeypatch.setattr("trainer.parallel.processes.exchange", lambda value: [value] * 2)
     for verb in ("export", "prepare"):
         refused(capsys, [verb, *run_options(target_dir, data_file, tmp_path / "run")], f"{verb} is for one process")

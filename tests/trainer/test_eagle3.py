@@ -12,19 +12,20 @@ from tiny_run import run_options
 from peagle_core.checkpoint import load_drafter
 from peagle_core.errors import InputError
 from peagle_core.generate import speculate
-from trainer.checkpoints import newest_checkpoint
-from trainer.config import ConfigError, RunConfig
+from trainer.checkpoint.checkpoints import newest_checkpoint
+from trainer.config.load import load_config
+from trainer.config.run_config import RunConfig
 from trainer.data.packing import pack
-from trainer.dry_run import dry_run
+from trainer.errors import ConfigError
 from trainer.evaluate import prompts_of
-from trainer.export import run_export
-from trainer.load_config import load_config
-from trainer.loop import new_state, train_step
-from trainer.material import load_material
+from trainer.export.export import run_export
+from trainer.hidden_states.from_transformers import InProcessStates
+from trainer.inputs import load_inputs
 from trainer.new_drafter import new_drafter
-from trainer.run import run_eval, run_train
-from trainer.states.in_process import InProcessStates
-from trainer.target import embedding
+from trainer.sizing.dry_run import dry_run
+from trainer.target.load import embedding
+from trainer.train.loop import new_state, train_step
+from trainer.train.run import run_eval, run_train
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +90,16 @@ def test_all_misfits_are_named_at_once(options):
 def test_a_run_leaves_a_head_without_mask_measured_in_turn(finished):
     stored = load_file(finished.output / "head" / "model.safetensors")
     assert "mask_hidden" not in stored
-    material = load_material(finished)
-    assert material.mask_token_id is None
-    assert torch.equal(stored["embed_tokens.weight"], embedding(material.target))
+    inputs = load_inputs(finished)
+    assert inputs.mask_token_id is None
+    assert torch.equal(stored["embed_tokens.weight"], embedding(inputs.target))
     drafter = load_drafter(finished.output / "head", torch.float32)
-    assert drafter.config.in_turn
-    prompts = prompts_of(material.heldout, 2, finished.eval.prompt_tokens)
+    assert drafter.config.autoregressive
+    prompts = prompts_of(inputs.heldout, 2, finished.eval.prompt_tokens)
     lengths = [
-        n for prompt in prompts for n in speculate(material.target, drafter, prompt, 3, 8, in_turn=True).accept_lengths
+        n
+        for prompt in prompts
+        for n in speculate(inputs.target, drafter, prompt, 3, 8, autoregressive=True).accept_lengths
     ]
     metrics = json.loads((finished.output / "metrics.json").read_text())
     assert metrics["acceptance"][0]["accept_length"] == pytest.approx(sum(lengths) / len(lengths))
@@ -108,11 +111,11 @@ def test_a_run_leaves_a_head_without_mask_measured_in_turn(finished):
 @pytest.mark.parametrize("mode", ["flat", "stream"])
 def test_it_learns(options, mode):
     config = load_config(None, [*options, "optim.max_steps=30", f"mode={mode}", "optim.warmup_ratio=0.1"])
-    material = load_material(config)
-    rows = pack(material.train, config.data.row_length)
-    drafter = new_drafter(config, material.target, None, material.train)
+    inputs = load_inputs(config)
+    rows = pack(inputs.train, config.data.row_length)
+    drafter = new_drafter(config, inputs.target, None, inputs.train)
     state = new_state(config, drafter, len(rows))
-    states = InProcessStates(material.target, drafter.config.aux_layer_ids)
+    states = InProcessStates(inputs.target, drafter.config.aux_layer_ids)
     losses = [train_step(config, state, rows, states)[0].loss for _ in range(30)]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 

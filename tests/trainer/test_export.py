@@ -11,18 +11,18 @@ import yaml
 
 from peagle_core.errors import InputError
 from peagle_core.generate import Speculation
-from trainer import export
-from trainer.checkpoints import newest_checkpoint
-from trainer.export import greedy, run_export
-from trainer.material import load_material
-from trainer.run import run_train
+from trainer.checkpoint.checkpoints import newest_checkpoint
+from trainer.export import export
+from trainer.export.export import greedy, run_export
+from trainer.inputs import load_inputs
+from trainer.train.run import run_train
 
 
 @pytest.fixture(scope="module")
 def finished(target_dir, data_file, tmp_path_factory):
     from tiny_run import run_options
 
-    from trainer.load_config import load_config
+    from trainer.config.load import load_config
 
     config = load_config(None, run_options(target_dir, data_file, tmp_path_factory.mktemp("finished") / "run"))
     run_train(config)
@@ -76,7 +76,7 @@ def test_below_float32_a_tie_broken_otherwise_is_told_with_its_size(finished, tm
 
 
 def test_greedy_ends_with_the_end_token_or_the_limit(finished):
-    target = load_material(finished).target
+    target = load_inputs(finished).target
     prompt = torch.tensor([0, 70, 80])
     tokens = greedy(target, prompt, 6, None)
     assert len(tokens) == 6

@@ -13,16 +13,17 @@ from tiny_run import run_options, signal_after_step
 
 from peagle_core.checkpoint import load_drafter
 from peagle_core.errors import InputError
-from trainer import extract, material
-from trainer.config import ConfigError, RunConfig
+from trainer import inputs
+from trainer.config.load import load_config
+from trainer.config.run_config import RunConfig
 from trainer.data.packing import pack
-from trainer.extract import run_extract
-from trainer.load_config import load_config
-from trainer.material import load_material
-from trainer.run import run_eval, run_train
-from trainer.states import sources
-from trainer.states.in_process import InProcessStates
-from trainer.states.sources import open_states
+from trainer.errors import ConfigError
+from trainer.hidden_states import choose, extract
+from trainer.hidden_states.choose import open_states
+from trainer.hidden_states.extract import run_extract
+from trainer.hidden_states.from_transformers import InProcessStates
+from trainer.inputs import load_inputs
+from trainer.train.run import run_eval, run_train
 
 AUX = (2, 4, 5)
 
@@ -54,8 +55,8 @@ def forbid_layers(monkeypatch) -> None:
     def loaded(_):
         raise AssertionError("the whole target was loaded")
 
-    monkeypatch.setattr(material, "load_target", loaded)
-    monkeypatch.setattr(sources, "load_target", loaded)
+    monkeypatch.setattr(inputs, "load_target", loaded)
+    monkeypatch.setattr(choose, "load_target", loaded)
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -87,12 +88,12 @@ def test_training_from_a_float32_cache_is_training_in_process_bit_for_bit(run, s
 def test_stored_states_are_the_targets_rounded_to_the_stores_dtype(run, tmp_path, dtype):
     config = run(f"states.dtype={dtype}", f"states.directory={tmp_path / 'states'}")
     run_extract(config)
-    material = load_material(config)
-    ends = load_material(run(*cached(tmp_path / "states")), whole=False)
+    inputs = load_inputs(config)
+    ends = load_inputs(run(*cached(tmp_path / "states")), whole=False)
     ours = open_states(run(*cached(tmp_path / "states")), ends, AUX, {"data.train": ends.train})
-    direct = InProcessStates(material.target, AUX)
+    direct = InProcessStates(inputs.target, AUX)
     assert torch.equal(ours.head, direct.head)
-    for row in pack(material.train, config.data.row_length):
+    for row in pack(inputs.train, config.data.row_length):
         found, expected = ours(row), direct(row)
         for name in ("aux", "final_hidden"):
             wanted = getattr(expected, name).to(getattr(torch, dtype)).float()
@@ -103,9 +104,9 @@ def test_stored_states_are_the_targets_rounded_to_the_stores_dtype(run, tmp_path
 def test_rows_packed_otherwise_find_the_same_documents(run, states):
     """Nothing is missing; the numbers are those of other batches, which differ in the last bits."""
     config = run(*cached(states), "data.row_length=64")
-    ends = load_material(config, whole=False)
+    ends = load_inputs(config, whole=False)
     ours = open_states(config, ends, AUX, {"data.train": ends.train})
-    direct = InProcessStates(load_material(config).target, AUX)
+    direct = InProcessStates(load_inputs(config).target, AUX)
     for row in pack(ends.train, 64):
         torch.testing.assert_close(ours(row).aux, direct(row).aux, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(ours(row).final_hidden, direct(row).final_hidden, rtol=1e-4, atol=1e-4)
@@ -213,7 +214,7 @@ def test_a_large_size_needs_yes_where_nobody_can_be_asked(run, tmp_path, monkeyp
 
 def test_a_disk_that_is_too_small_is_said_beforehand(run, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(sources.shutil, "disk_usage", lambda _: usage._replace(free=10_000))
+    monkeypatch.setattr(choose.shutil, "disk_usage", lambda _: usage._replace(free=10_000))
     with pytest.raises(InputError, match=r"40 documents take 0.2 MiB, 0.0 MiB are free"):
         run_extract(run(), tmp_path / "states", yes=True)
     with pytest.raises(InputError, match="are free"):

@@ -12,14 +12,14 @@ from torch import Tensor
 from peagle_core.checkpoint import load_drafter
 from peagle_core.elements import Elements, supervised
 from peagle_core.generate import DraftCache, draft_logits
+from trainer.config.load import load_config
 from trainer.data.documents import Document
 from trainer.data.packing import pack
 from trainer.evaluate import teacher_forced
-from trainer.export import greedy
-from trainer.load_config import load_config
-from trainer.material import load_material
-from trainer.run import run_train
-from trainer.states.in_process import InProcessStates
+from trainer.export.export import greedy
+from trainer.hidden_states.from_transformers import InProcessStates
+from trainer.inputs import load_inputs
+from trainer.train.run import run_train
 
 DEPTHS = 4
 
@@ -36,16 +36,16 @@ def trained(target_dir, data_file, tmp_path_factory):
         "drafter.retention=1.0", "eval.num_prompts=0",
     ]  # fmt: skip
     (folder / "foreign.jsonl").write_text("".join(data_file.read_text().splitlines(keepends=True)[:5]))
-    material = load_material(load_config(None, [*options, f"data.heldout={data_file}"]))
-    own = [answered(material.target, document, 16 + 6 * i) for i, document in enumerate(material.train)]
+    inputs = load_inputs(load_config(None, [*options, f"data.heldout={data_file}"]))
+    own = [answered(inputs.target, document, 16 + 6 * i) for i, document in enumerate(inputs.train)]
     records = [{"input_ids": d.input_ids.tolist(), "loss_mask": d.loss_mask.long().tolist()} for d in own]
     (folder / "own.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     both = f"data.train=[{folder / 'foreign.jsonl'},{folder / 'own.jsonl'}]"
     config = load_config(None, [*options, both, f"data.heldout={data_file}"])
     run_train(config)
     drafter = load_drafter(config.output / "head").eval()
-    states = InProcessStates(material.target, drafter.config.aux_layer_ids)
-    return config, states, {"foreign": list(material.train), "own": own}, drafter
+    states = InProcessStates(inputs.target, drafter.config.aux_layer_ids)
+    return config, states, {"foreign": list(inputs.train), "own": own}, drafter
 
 
 def answered(target, document: Document, length: int) -> Document:

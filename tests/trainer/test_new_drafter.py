@@ -9,11 +9,11 @@ from tiny_run import make_tokenizer
 from transformers import AutoConfig, LlamaConfig
 
 from peagle_core.errors import InputError
-from trainer.config import ConfigError
+from trainer.config.sections import DrafterConfig
 from trainer.data.documents import Document
-from trainer.mask_token import resolve_mask_token_id
+from trainer.errors import ConfigError
 from trainer.new_drafter import draft_vocabulary, drafter_config, new_drafter
-from trainer.sections import DrafterConfig
+from trainer.target.mask_token import resolve_mask_token_id
 
 
 def with_drafter(config, **changes):

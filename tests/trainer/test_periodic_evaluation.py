@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_run import run_options
 
-from trainer.checkpoints import newest_checkpoint, tensor_files
-from trainer.load_config import load_config
-from trainer.run import run_train
+from trainer.checkpoint.checkpoints import newest_checkpoint, tensor_files
+from trainer.config.load import load_config
+from trainer.train.run import run_train
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_its_time_does_not_count_as_training(options, monkeypatch):
     """The seconds of a step are those of the step, however long the evaluation before it took."""
     import time
 
-    from trainer import periodic_evaluation
+    from trainer.train import periodic_evaluation
 
     evaluate = periodic_evaluation.evaluate
 

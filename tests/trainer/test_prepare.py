@@ -14,14 +14,14 @@ from tiny_run import make_tokenizer
 
 from peagle_core.errors import InputError
 from trainer.__main__ import main
+from trainer.config.load import load_config
 from trainer.data import shards
 from trainer.data.packing import pack
-from trainer.data.summary import answer_lengths
-from trainer.load_config import load_config
-from trainer.material import load_material
+from trainer.inputs import load_inputs
 from trainer.new_drafter import draft_vocabulary
-from trainer.prepare import run_prepare
-from trainer.workplace import held
+from trainer.prepare.prepare import run_prepare
+from trainer.prepare.summary import answer_lengths
+from trainer.storage.resumable import held
 
 
 @pytest.fixture
@@ -59,9 +59,9 @@ def test_training_sees_what_it_sees_without_prepare(options, capsys):
     directory = prepared(options)
     assert len(list(directory.glob("shard-*"))) == 6
     assert "40 records -> 40 documents" in capsys.readouterr().out
-    plain, mapped = (load_material(load_config(None, [*options, *more])) for more in ([], [f"data.train={directory}"]))
+    plain, mapped = (load_inputs(load_config(None, [*options, *more])) for more in ([], [f"data.train={directory}"]))
     for name in ("train", "heldout"):
-        rows, same = (pack(getattr(material, name), 96) for material in (plain, mapped))
+        rows, same = (pack(getattr(inputs, name), 96) for inputs in (plain, mapped))
         assert len(rows) == len(same) > 0
         for a, b in zip(rows, same, strict=True):
             assert torch.equal(a.input_ids, b.input_ids)
@@ -72,12 +72,12 @@ def test_training_sees_what_it_sees_without_prepare(options, capsys):
 
 def test_the_draft_vocabulary_is_the_one_training_takes(options):
     directory = prepared(options, "drafter.draft_vocab_size=20")
-    material = load_material(load_config(None, [*options, f"data.train={directory}"]))
+    inputs = load_inputs(load_config(None, [*options, f"data.train={directory}"]))
     table = load_file(directory / "vocabulary.safetensors")
-    ids = draft_vocabulary(material.train, len(table["t2d"]), 20)
+    ids = draft_vocabulary(inputs.train, len(table["t2d"]), 20)
     assert torch.equal(table["d2t"] + torch.arange(20), ids)
     assert table["t2d"].nonzero().flatten().tolist() == ids.tolist()
-    everything = [*material.train, *material.heldout]
+    everything = [*inputs.train, *inputs.heldout]
     generated = torch.cat([d.input_ids[d.loss_mask] for d in everything])
     assert torch.equal(table["generated_counts"], torch.bincount(generated, minlength=len(table["t2d"])))
     covered = json.loads((directory / "summary.json").read_text())["coverage"]
@@ -159,7 +159,7 @@ def test_other_settings_are_refused_finished_or_not(options, tmp_path, capsys, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.prepare._complete", interrupted)
+        patch.setattr("trainer.prepare.prepare._complete", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepared(options)
     assert (tmp_path / "run" / "data.partial" / "shard-00005.safetensors").is_file()

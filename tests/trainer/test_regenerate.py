@@ -14,10 +14,10 @@ from answer_server import MODEL, Reply, answer, speaking
 from tiny_run import CHAT_TEMPLATE, make_tokenizer
 
 from trainer.__main__ import main
-from trainer.answers import questions
 from trainer.data.chat import chat_spans, shown_reasoning, tokenize_spans
 from trainer.data.documents import read_documents
 from trainer.data.sources import read
+from trainer.regenerate import questions
 
 
 def say(role, content, **more):

@@ -14,10 +14,10 @@ import pytest
 from answer_server import Reply, answer, speaking
 
 from peagle_core.errors import InputError
-from trainer import regenerate
 from trainer.__main__ import main
-from trainer.answers.journal import Journal
-from trainer.workplace import held
+from trainer.regenerate import regenerate
+from trainer.regenerate.journal import Journal
+from trainer.storage.resumable import held
 
 TALKS = 15
 
@@ -90,7 +90,7 @@ def test_a_journal_cut_anywhere_is_continued(run, undisturbed, left_by_a_kill, s
 def test_a_run_killed_in_its_last_steps_has_nothing_left_to_ask(run, undisturbed, speaker, tmp_path, monkeypatch, step):
     answers, asked = tmp_path / "answers.jsonl", len(speaker.requests)
     with monkeypatch.context() as patch:
-        patch.setattr(f"trainer.regenerate.{step}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(f"trainer.regenerate.regenerate.{step}", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert run(answers) == 130
     assert answers.exists() == (step == "shutil.rmtree")
     assert run(answers) == 0

@@ -9,14 +9,14 @@ from answer_server import MODEL, Reply, answer, speaking
 
 from tools.server import free_port
 from trainer.__main__ import main
-from trainer.answers import server
+from trainer.regenerate import openai_server
 
 RECORDS = [{"messages": [{"role": "user", "content": f"{i}?"}]} for i in range(12)]
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    monkeypatch.setattr(server, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(openai_server, "FIRST_DELAY", 0.01)
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from peagle_core.errors import InputError
+from trainer.config.load import load_config
 from trainer.data.chat import sharegpt_messages
 from trainer.data.documents import read_documents
 from trainer.data.prepared import open_prepared
 from trainer.data.sources import Part, read, survey
-from trainer.load_config import load_config
-from trainer.prepare import run_prepare
+from trainer.prepare.prepare import run_prepare
 
 TALKS = [
     [{"role": "user", "content": f"what is {i}?"}, {"role": "assistant", "content": f"The answer is {i}."}]

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from trainer.states.shards import DocumentStates
-from trainer.states.store import read_store, store_to_add_to
+from trainer.hidden_states.shards import DocumentStates
+from trainer.hidden_states.store import read_store, store_to_add_to
 
 MEANING = {"target": "t", "hidden_size": 2, "aux_layer_ids": [2, 4, 5]}
 

@@ -10,7 +10,7 @@ from peagle_core.errors import InputError
 from peagle_core.target import pick_states
 from trainer.data.documents import Document
 from trainer.data.packing import join
-from trainer.states.in_process import MAX_PADDED, InProcessStates, group_by_length
+from trainer.hidden_states.from_transformers import MAX_PADDED, InProcessStates, group_by_length
 
 AUX = (2, 4, 5)
 

@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from peagle_core.errors import InputError
-from trainer.load_config import load_config
-from trainer.states.identity import target_digest
-from trainer.target import embedding, load_ends, weight_bytes
+from trainer.config.load import load_config
+from trainer.hidden_states.target_digest import target_digest
+from trainer.target.load import embedding, load_ends, weight_bytes
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 8, "num_attention_heads": 4,

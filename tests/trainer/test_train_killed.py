@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from tiny_run import run_options
 
 from trainer.__main__ import main
-from trainer.checkpoints import newest_checkpoint
+from trainer.checkpoint.checkpoints import newest_checkpoint
 
 pytestmark = pytest.mark.slow
 STEPS, KILLS = 24, 5

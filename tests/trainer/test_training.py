@@ -15,18 +15,19 @@ from peagle_core.checkpoint import load_drafter
 from peagle_core.errors import InputError
 from peagle_core.generate import speculate
 from peagle_core.training import loss_and_backward
-from trainer import loop
-from trainer.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
-from trainer.config import ConfigError, RunConfig
+from trainer.checkpoint.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from trainer.config.run_config import RunConfig
 from trainer.data.packing import pack
+from trainer.errors import ConfigError
 from trainer.evaluate import measure_acceptance, prompts_of, standard_error
-from trainer.export import run_export
-from trainer.loop import new_state, train_step
-from trainer.material import load_material
+from trainer.export.export import run_export
+from trainer.hidden_states.from_transformers import InProcessStates
+from trainer.inputs import load_inputs
 from trainer.new_drafter import new_drafter
-from trainer.run import make_contract, run_eval, run_train
 from trainer.sampler import RowSampler, total_steps
-from trainer.states.in_process import InProcessStates
+from trainer.train import loop
+from trainer.train.loop import new_state, train_step
+from trainer.train.run import make_contract, run_eval, run_train
 
 
 def changed(config: RunConfig, section: str | None = None, **values) -> RunConfig:
@@ -37,10 +38,10 @@ def changed(config: RunConfig, section: str | None = None, **values) -> RunConfi
 
 def build(config: RunConfig):
     """(state, rows, states, contract) as `run_train` makes them."""
-    material = load_material(config)
-    rows = pack(material.train, config.data.row_length)
-    drafter = new_drafter(config, material.target, material.mask_token_id, material.train)
-    states = InProcessStates(material.target, drafter.config.aux_layer_ids)
+    inputs = load_inputs(config)
+    rows = pack(inputs.train, config.data.row_length)
+    drafter = new_drafter(config, inputs.target, inputs.mask_token_id, inputs.train)
+    states = InProcessStates(inputs.target, drafter.config.aux_layer_ids)
     return new_state(config, drafter, len(rows)), rows, states, make_contract(config, drafter, rows)
 
 
@@ -103,7 +104,7 @@ def test_resume_refuses_another_meaning(run_config, tmp_path, monkeypatch, chang
     state, _, _, contract = build(run_config)
     path = save_checkpoint(tmp_path / "c", state, contract)
     # The mask id itself is checked elsewhere; here any other one will do.
-    monkeypatch.setattr("trainer.material.resolve_mask_token_id", lambda wanted, *_: wanted or 4)
+    monkeypatch.setattr("trainer.inputs.resolve_mask_token_id", lambda wanted, *_: wanted or 4)
     other, _, _, contract = build(changed(run_config, "drafter", **change))
     with pytest.raises(InputError) as error:
         load_checkpoint(path, other, contract)
@@ -126,7 +127,7 @@ def test_a_half_written_checkpoint_is_never_the_newest(run_config, tmp_path, mon
     def disk_full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.checkpoints.json.dumps", disk_full)
+    monkeypatch.setattr("trainer.checkpoint.checkpoints.json.dumps", disk_full)
     with pytest.raises(InputError, match="No space left"):
         save_checkpoint(tmp_path / "c", state, contract)
     assert (tmp_path / "c" / "step-00000001.partial").is_dir()
@@ -206,9 +207,9 @@ def test_an_overfitted_drafter_foresees_its_target(run_config, tmp_path):
     """The whole path: greedy text of the target as data, training, and nearly every draft accepted."""
     config = changed(run_config, checkpoint_every=10**6, log_every=50)
     config = changed(changed(config, "optim", max_steps=150, lr=1e-2), "drafter", retention=1.0)
-    material = load_material(config)
+    inputs = load_inputs(config)
     prompt = torch.tensor([0, 70, 80, 90])
-    ids = speculate(material.target, new_drafter(config, material.target, 4, []), prompt, 1, 40).output_ids
+    ids = speculate(inputs.target, new_drafter(config, inputs.target, 4, []), prompt, 1, 40).output_ids
     record = {"input_ids": [*prompt.tolist(), *ids], "loss_mask": [0] * len(prompt) + [1] * len(ids)}
     data = tmp_path / "own.jsonl"
     data.write_text(json.dumps(record) + "\n")
@@ -262,8 +263,8 @@ def test_the_error_of_an_acceptance_length_is_its_spread_over_prompts():
 
 
 def test_prompts_are_what_stands_before_the_answer(run_config):
-    material = load_material(run_config)
-    for document, prompt in zip(material.train[:5], prompts_of(material.train, 5, 4), strict=True):
+    inputs = load_inputs(run_config)
+    for document, prompt in zip(inputs.train[:5], prompts_of(inputs.train, 5, 4), strict=True):
         assert torch.equal(document.input_ids[: len(prompt)], prompt)
         assert not document.loss_mask[: len(prompt)].any()
         assert document.loss_mask[len(prompt)]

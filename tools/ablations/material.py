@@ -7,10 +7,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from peagle_core.atomic import new_directory
 from tools.demo.corpus import heldout_prompts, load_tokenizer
 from tools.demo.head import HeadRecipe, build_generations, continue_greedily
 from tools.demo.target import build_target
-from trainer.atomic import new_directory
 
 HELDOUT_PROMPTS = 96
 

@@ -51,8 +51,8 @@ def run_trial(config_file: Path, overrides: list[str], result_file: Path, materi
 
     Raises InputError when it is stopped by a signal or anything is wrong.
     """
-    from trainer.load_config import load_config
-    from trainer.run import run_train
+    from trainer.config.load import load_config
+    from trainer.train.run import run_train
 
     config = load_config(config_file, overrides)
     shutil.rmtree(config.output, ignore_errors=True)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peagle_core.attention.base import expand_kv
-from peagle_core.attention.sdpa import SdpaAttention
+from peagle_core.attention.torch import SdpaAttention
 from peagle_core.attention.triton import Blocks, TritonAttention
 from peagle_core.cod import sample_elements
 from peagle_core.elements import Elements

@@ -30,12 +30,12 @@ from peagle_core.elements import supervised
 from peagle_core.errors import InputError
 from peagle_core.training import Batch
 from tools.bench.kernels import measure_ceilings, relative_error
-from trainer.config import RunConfig
-from trainer.dry_run import drafter_shape, meta_target, step_flops
-from trainer.load_config import load_config
-from trainer.loop import Work, backward
+from trainer.config.load import load_config
+from trainer.config.run_config import RunConfig
 from trainer.new_drafter import freeze
-from trainer.plan import drafter_costs, make_plan
+from trainer.sizing.choose import drafter_costs, make_plan
+from trainer.sizing.dry_run import drafter_shape, meta_target, step_flops
+from trainer.train.loop import Work, backward
 
 GIB = 2**30
 

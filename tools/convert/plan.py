@@ -12,7 +12,7 @@ from peagle_core.errors import InputError
 from peagle_core.tensors import SHARED, expected_shapes
 from tools.convert.source import TRAINING, Source
 from tools.convert.target import Target
-from trainer.mask_token import is_free
+from trainer.target.mask_token import is_free
 
 PEAGLE, VLLM, SPECULATORS = FORMATS = ("peagle", "vllm", "speculators")
 # Keys that the reader understands, or that mean nothing for a drafter.
@@ -57,7 +57,7 @@ class Plan:
 
 def make_plan(source: Source, to: str, target: Target | None = None, aux_ids_name_outputs: bool = False) -> Plan:
     """Raises InputError where the head cannot be carried over, or does not fit the target."""
-    if source.config.in_turn:
+    if source.config.autoregressive:
         raise InputError(f"{source.directory}: is an EAGLE-3 head (parallel_drafting is false), not a P-EAGLE head")
     plan = Plan(to, source.config)
     _carry_extras(plan, source)

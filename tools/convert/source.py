@@ -15,8 +15,8 @@ from peagle_core.config import PEagleConfig
 from peagle_core.config_formats import NEMO_ARCHITECTURE, config_from_dict, load_config_dict
 from peagle_core.errors import InputError
 from peagle_core.tensors import bare_name, expected_shapes, weight_files
-from trainer.checkpoints import is_moment, read_contract, tensor_files
-from trainer.tensor_files import holds_parts
+from trainer.checkpoint.checkpoints import is_moment, read_contract, tensor_files
+from trainer.checkpoint.dcp_safetensors import holds_parts
 
 TRAINING, SPECULATORS, NEMO, FLAT = "training checkpoint", "speculators", "NeMo", "flat"
 

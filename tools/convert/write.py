@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from peagle_core.atomic import fresh_directory
 from peagle_core.errors import InputError
 from peagle_core.tensors import SHARED, TensorCheck, bare_name, is_finite
 from tools.convert.plan import SPECULATORS, Plan
 from tools.convert.source import Source, in_bytes
 from tools.convert.target import Target
-from trainer.atomic import fresh_directory
 
 # As transformers does; a head below it is one model.safetensors.
 SHARD_BYTES = 5_000_000_000

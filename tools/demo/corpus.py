@@ -20,7 +20,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from trainer.atomic import new_directory
+from peagle_core.atomic import new_directory
 
 VOCAB_SIZE = 1024
 BOS, EOS, MASK = "<|begin|>", "<|end|>", "<|reserved_0|>"

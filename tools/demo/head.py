@@ -16,12 +16,12 @@ import torch
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
+from peagle_core.atomic import new_directory
 from peagle_core.errors import InputError
 from tools.demo.corpus import heldout_prompts, load_tokenizer, prompts
 from tools.demo.target import build_target
-from trainer.atomic import new_directory
-from trainer.load_config import load_config
-from trainer.run import run_train
+from trainer.config.load import load_config
+from trainer.train.run import run_train
 
 # Where each algorithm's head lies in the demo's directory.
 HEADS = {"peagle": "head", "eagle3": "eagle3-head"}

@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_scheduler
 
+from peagle_core.atomic import new_directory
 from tools.demo.corpus import load_tokenizer, read_documents
-from trainer.atomic import new_directory
 
 
 @dataclass(frozen=True)

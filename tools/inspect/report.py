@@ -65,7 +65,7 @@ def inspect_head(directory: Path, target_directory: Path | None = None) -> Repor
         report.facts["unused tensors"] = ", ".join(unused)
     name = str(target_directory or config.target or "TARGET")
     tokens = config.num_depths or DEFAULT_SPECULATIVE_TOKENS
-    if config.in_turn and files.format == TRAINING:
+    if config.autoregressive and files.format == TRAINING:
         report.serving["SGLang"] = report.serving["vLLM"] = "not as it is: python -m trainer export makes a head of it"
         return report
     report.serving["SGLang"] = _sglang(files, config, name, tokens)
@@ -123,7 +123,9 @@ def _describe(report: Report, config: PEagleConfig, tensors: list[StoredTensor])
     if ids is not None:
         outputs = [i - 1 for i in ids]
         facts[AUX] = f"{list(ids)} entering a layer (vLLM), {outputs} leaving a layer (SGLang)"
-    facts[MASK] = "none: an EAGLE-3 head, one draft after the other" if config.in_turn else str(config.mask_token_id)
+    facts[MASK] = (
+        "none: an EAGLE-3 head, one draft after the other" if config.autoregressive else str(config.mask_token_id)
+    )
     used = [t for t in tensors if t.bare not in ("d2t", "t2d") and not t.bare.startswith("verifier_")]
     dtypes = ", ".join(dtype for dtype, _ in Counter(t.dtype for t in used).most_common())
     size = sum(t.nbytes for t in used)
@@ -150,7 +152,11 @@ def _describe_target(report: Report, config: PEagleConfig, target: Target | None
         return
     found = list(misfits(config, target))
     report.problems += found
-    if target.tokenizer is not None and not config.in_turn and not any(problem.startswith(MASK) for problem in found):
+    if (
+        target.tokenizer is not None
+        and not config.autoregressive
+        and not any(problem.startswith(MASK) for problem in found)
+    ):
         report.facts[MASK] += ", which no text contains"
     theirs = target.config.max_position_embeddings
     if config.max_position_embeddings < theirs:
@@ -180,13 +186,13 @@ def _check_tensors(report: Report, config: PEagleConfig, tensors: list[StoredTen
 def _sglang(files: Files, config: PEagleConfig, target: str, tokens: int) -> str:
     if files.format == TRAINING:
         return _convert_first(files, ["it is a training checkpoint"], "peagle")
-    unread = [name for name in NOT_IN_SGLANG_EAGLE3 if config.in_turn and getattr(config, name)]
+    unread = [name for name in NOT_IN_SGLANG_EAGLE3 if config.autoregressive and getattr(config, name)]
     if unread:
         return f"no: its EAGLE3 does not read {', '.join(unread)}"
     command = ["python", "-m", "sglang.launch_server", "--model-path", target, "--speculative-algorithm"]
-    command += ["EAGLE3" if config.in_turn else "PEAGLE", "--speculative-draft-model-path", str(files.directory)]
+    command += ["EAGLE3" if config.autoregressive else "PEAGLE", "--speculative-draft-model-path", str(files.directory)]
     command += ["--speculative-num-steps", str(tokens)]
-    if config.in_turn:
+    if config.autoregressive:
         command += ["--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", str(tokens + 1)]
     return shlex.join(command)
 
@@ -196,7 +202,7 @@ def _vllm(files: Files, config: PEagleConfig, tensors: list[StoredTensor], targe
     if obstacles:
         return _convert_first(files, obstacles, "vllm")
     speculative = {"method": "eagle3", "model": str(files.directory), "num_speculative_tokens": tokens,
-                   "parallel_drafting": not config.in_turn}  # fmt: skip
+                   "parallel_drafting": not config.autoregressive}  # fmt: skip
     return shlex.join(["vllm", "serve", target, "--speculative-config", json.dumps(speculative)])
 
 

@@ -19,12 +19,12 @@ from safetensors.torch import load
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from peagle_core.atomic import PARTIAL_SUFFIX
 from peagle_core.errors import InputError
-from trainer.atomic import PARTIAL_SUFFIX
-from trainer.config import ConfigError
 from trainer.data.documents import Document
 from trainer.data.shards import Shard, sha256_of
-from trainer.workplace import refuse_other_settings
+from trainer.errors import ConfigError
+from trainer.storage.resumable import refuse_other_settings
 
 FORMAT = 1
 INDEX, VOCABULARY = "index.json", "vocabulary.safetensors"

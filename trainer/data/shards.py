@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from peagle_core.atomic import replace_file
 from peagle_core.errors import InputError
-from trainer.atomic import replace_file
 from trainer.data.documents import Document, ReadReport
 
 

@@ -1,0 +1,204 @@
+"""Training checkpoints: resume continues bit for bit, or refuses.
+
+A checkpoint is a directory step-<n> with the fp32 weights and the optimizer's moments (`dcp_safetensors`) and
+state.json (schedule, position, contract, the other files' sizes). Nothing is drawn from a running generator, so no
+random state is kept. It appears under its name only when complete, and is the same whatever number of processes wrote
+it or reads it. The contract says what the numbers mean (K, r, layers, mask id, data, ...): resuming under another one
+is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from peagle_core.atomic import replace_directory, start_directory
+from peagle_core.config_formats import config_from_dict
+from peagle_core.drafter import PEagleDrafter
+from peagle_core.errors import InputError
+from trainer.checkpoint.dcp_safetensors import read_tensors, stored_tensors, write_tensors
+from trainer.loss_guard import LossGuard
+from trainer.parallel import processes
+from trainer.parallel.drafter_weights import Weights
+from trainer.sampler import RowSampler
+
+KEEP = 2
+NAME = re.compile(r"step-(\d{8})")
+RECORD = "state.json"
+# "fc.weight" is a weight, "fc.weight:exp_avg" one of its moments.
+OF = ":"
+
+
+@dataclass
+class TrainState:
+    """Everything that changes during training. weights: of the drafter, as they lie over the processes; step: optimizer
+    steps done; tokens: seen since this run of the command began, by all processes.
+    """
+
+    drafter: PEagleDrafter
+    weights: Weights
+    optimizers: list[torch.optim.Optimizer]
+    schedulers: list[LambdaLR]
+    sampler: RowSampler
+    guard: LossGuard
+    total_steps: int
+    step: int = 0
+    tokens: int = 0
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.schedulers[0].get_last_lr()[0])
+
+    def optimizer_state(self, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
+        """The moments its optimizer keeps for a parameter: live, and empty before the first step."""
+        (owner,) = (o for o in self.optimizers if any(p is parameter for g in o.param_groups for p in g["params"]))
+        return owner.state[parameter]
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The complete checkpoint with the most steps."""
+    return max(_checkpoints(directory), default=None)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a directory is a training checkpoint (and not a head directory)."""
+    return (path / RECORD).is_file()
+
+
+def is_moment(name: str) -> bool:
+    """Whether a tensor of a checkpoint is the optimizer's (and not a weight)."""
+    return OF in name
+
+
+def save_checkpoint(directory: Path, state: TrainState, contract: dict[str, Any]) -> Path:
+    """Write directory/step-<n>, all processes together, and drop all but the newest KEEP.
+
+    While the loss climbs (trainer.loss_guard), the newest one from before that stays too.
+    """
+    path = directory / f"step-{state.step:08d}"
+    try:
+        partial = processes.from_main(start_directory(path) if processes.is_main() else path)
+        write_tensors(partial, {**state.drafter.state_dict(), **_moments(state)})
+        if processes.is_main():
+            schedules = [
+                {key: value for key, value in s.state_dict().items() if key != "lr_lambdas"} for s in state.schedulers
+            ]
+            record = {
+                "step": state.step,
+                "sampler_position": state.sampler.position,
+                "schedules": schedules,
+                "guard": asdict(state.guard),
+                "contract": contract,
+                "files": _sizes(partial),
+            }
+            (partial / RECORD).write_text(json.dumps(record, indent=1))
+            replace_directory(partial, path)
+            found = sorted(_checkpoints(directory))
+            good = [p for p in found if int(p.name[-8:]) <= state.step - state.guard.climbing]
+            for old in {*found[:-KEEP]} - {*good[-1:]}:
+                shutil.rmtree(old)
+    except OSError as error:
+        raise InputError(f"{path}: the checkpoint cannot be written ({error})") from None
+    processes.barrier()
+    return path
+
+
+def tensor_files(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint. Raises InputError unless all that were written are there in full: without
+    one, a tensor could have a hole.
+    """
+    there, written = _sizes(path), _read_record(path).get("files", {})
+    for name, size in written.items():
+        if there.get(name) != size:
+            found = f"has {there[name]} bytes" if name in there else "is missing"
+            raise InputError(f"{path / name}: {found}; {size} were written")
+    return [path / name for name in written]
+
+
+def load_checkpoint(path: Path, state: TrainState, contract: dict[str, Any]) -> None:
+    """Put a freshly built state where the checkpoint left off. Raises InputError when the contract differs."""
+    record = _read_record(path)
+    check_contract(path, record["contract"], contract)
+    tensor_files(path)
+    tensors, parameters = dict(state.drafter.state_dict()), dict(state.drafter.named_parameters())
+    for name, (shape, dtype) in stored_tensors(path).items():
+        owner, _, key = name.partition(OF)
+        if key:
+            parameter = parameters[owner]
+            whole = shape == parameter.shape  # and not AdamW's count of steps, which stays on the CPU
+            moment = torch.zeros_like(parameter) if whole else torch.zeros(shape, dtype=dtype)
+            state.optimizer_state(parameter)[key] = tensors[name] = moment
+    read_tensors(path, tensors)
+    for optimizer, scheduler, schedule in zip(state.optimizers, state.schedulers, record["schedules"], strict=True):
+        scheduler.load_state_dict({**scheduler.state_dict(), **schedule})
+        for group, lr in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            group["lr"] = lr
+    state.step = record["step"]
+    state.sampler.position = record["sampler_position"]
+    state.guard = LossGuard(**record["guard"])
+
+
+def load_weights(path: Path, drafter: PEagleDrafter) -> None:
+    """Only the drafter's weights."""
+    tensor_files(path)
+    read_tensors(path, dict(drafter.state_dict()))
+
+
+def load_trained(path: Path) -> PEagleDrafter:
+    """The drafter of a checkpoint, fp32; also one with a hidden-state design that has no other file format."""
+    drafter = PEagleDrafter(config_from_dict(read_contract(path)["drafter"]))
+    load_weights(path, drafter)
+    return drafter
+
+
+def read_contract(path: Path) -> dict[str, Any]:
+    """What the checkpoint was trained as. Raises InputError when it cannot be read."""
+    return _read_record(path)["contract"]
+
+
+def read_step(path: Path) -> int:
+    """Optimizer steps done."""
+    return _read_record(path)["step"]
+
+
+def check_contract(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise InputError naming the first entry that differs."""
+    now, then = ({**x, **x["drafter"], "drafter": None} for x in (json.loads(json.dumps(now)), then))
+    for key in sorted({*then, *now}):
+        if then.get(key) != now.get(key):
+            raise InputError(
+                f"{path}: was trained with {key} = {then.get(key)}, this run says {now.get(key)}; "
+                "resume with the same value or choose another output_dir"
+            )
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    return [path for path in directory.glob("step-*") if NAME.fullmatch(path.name)]
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads((path / RECORD).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: the checkpoint cannot be read ({error})") from None
+
+
+def _sizes(directory: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in sorted(directory.glob("*.safetensors"))}
+
+
+def _moments(state: TrainState) -> dict[str, Tensor]:
+    return {
+        f"{name}{OF}{key}": value
+        for name, parameter in state.drafter.named_parameters()
+        if parameter.requires_grad
+        for key, value in state.optimizer_state(parameter).items()
+    }

@@ -1,0 +1,89 @@
+"""Ask what the journal does not have yet, so many at a time; no more of the data is in memory than is being asked."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Iterator
+from itertools import islice
+
+from tqdm import tqdm
+
+from peagle_core.errors import InputError
+from trainer.config.run_config import RunConfig
+from trainer.data.chat import ShownReasoning
+from trainer.regenerate.journal import Journal
+from trainer.regenerate.openai_server import AnswerServer
+from trainer.regenerate.questions import Question, answered, questions
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+async def ask_all(
+    config: RunConfig, server: AnswerServer, journal: Journal, reasoning: ShownReasoning | None
+) -> signal.Signals | None:
+    """Returns the signal that ended it early, which loses only the answers under way, else None.
+
+    reasoning: where the target's template shows it; needed for conversations. Raises InputError when the server is gone
+    or talks nonsense, OSError when the disk takes no more.
+    """
+    loop, received = asyncio.get_running_loop(), []
+    work = asyncio.ensure_future(_ask_with_bar(config, server, journal, reasoning))
+
+    def stop(number: signal.Signals) -> None:
+        received.append(number)
+        work.cancel()
+
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        await work
+    except asyncio.CancelledError:
+        if not received:
+            raise
+    except ExceptionGroup as group:  # the first error ended the others
+        raise group.exceptions[0] from None
+    finally:
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+    return received[0] if received and len(journal) < journal.total else None
+
+
+async def _ask_with_bar(
+    config: RunConfig, server: AnswerServer, journal: Journal, reasoning: ShownReasoning | None
+) -> None:
+    seed, todo = config.regenerate.seed, _todo(config, journal)
+    with tqdm(
+        total=journal.total, initial=len(journal), desc="regenerate", unit="record", dynamic_ncols=True, mininterval=1
+    ) as bar:
+
+        async def work() -> None:
+            for number, question in todo:  # all workers take from the same iterator, which reads when asked
+                try:
+                    record = await answered(question, server, None if seed is None else seed + number, reasoning)
+                except InputError as error:
+                    raise InputError(f"{question.origin['source']}: {error}") from None
+                journal.append(number, record)
+                bar.update()
+
+        ticker = asyncio.create_task(_tell_speed(bar, server))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(config.regenerate.concurrency, journal.total - len(journal))):
+                    group.create_task(work())
+        finally:
+            ticker.cancel()
+
+
+def _todo(config: RunConfig, journal: Journal) -> Iterator[tuple[int, Question]]:
+    every = enumerate(islice(questions(config.data.train), journal.total))
+    return ((number, question) for number, question in every if number not in journal)
+
+
+async def _tell_speed(bar: tqdm, server: AnswerServer) -> None:
+    begin = time.monotonic()
+    while True:
+        await asyncio.sleep(1)
+        speed = server.completion_tokens / (time.monotonic() - begin)
+        bar.set_postfix_str(f"{speed:.0f} tokens/s" + (f", asking again: {server.trouble}" if server.trouble else ""))

@@ -1,0 +1,247 @@
+"""An OpenAI-compatible server that answers: requests, what may go wrong with them, and how often they are repeated."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import httpx
+
+from peagle_core.errors import InputError
+from trainer.config.sections import RegenerateConfig
+from trainer.data.chat import CUT
+from trainer.errors import ConfigError
+
+FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0  # seconds before a request is repeated; doubled every time
+CONNECT_TIMEOUT = 30.0  # seconds
+CHAT, COMPLETE = "/chat/completions", "/completions"
+KEY_VARIABLE = "OPENAI_API_KEY"
+# Ends of an answer: the model's own, and that of its room. Others ("abort", "content_filter") are no answers.
+FINISHED = ("stop", CUT)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """reasoning: where the server separates it from the text. completion_tokens: None where it does not count."""
+
+    text: str
+    finish_reason: str
+    reasoning: str | None = None
+    completion_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model as /v1/models describes it. context: tokens; owner: of SGLang "sglang"."""
+
+    model: str
+    context: int | None
+    owner: str | None
+
+
+class Refused(Exception):
+    """The server will not answer this one request, now or later: it is too long, for instance."""
+
+
+class _Passing(Exception):
+    """What may be different the next time: an overloaded server, a broken answer."""
+
+    def __init__(self, reason: str, overloaded: bool = False, delay: float = 0.0) -> None:
+        super().__init__(reason)
+        self.overloaded = overloaded
+        self.delay = delay  # seconds that the server wants to be left alone
+
+
+class AnswerServer:
+    """completion_tokens: of all answers; trouble: the last reason for a repetition, None when all is well again."""
+
+    def __init__(self, config: RegenerateConfig) -> None:
+        self.config = config
+        self.model = config.model or ""
+        self.completion_tokens = 0
+        self.trouble: str | None = None
+        key = os.environ.get(KEY_VARIABLE)
+        self.http = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {key}"} if key else None,
+            timeout=httpx.Timeout(config.timeout, connect=CONNECT_TIMEOUT, pool=None),
+            limits=httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency),
+        )
+
+    async def close(self) -> None:
+        await self.http.aclose()
+
+    async def connect(self) -> Served:
+        """Find the model. Raises InputError when no such server answers, ConfigError for a model it does not serve."""
+        url = f"{self.config.url}/models"
+        try:
+            response = await self.http.get(url)
+        except httpx.RequestError as error:
+            raise InputError(f"{url}: no server answers ({_reason(error)}); start one, or set regenerate.url") from None
+        if response.status_code != httpx.codes.OK:
+            self._refuse(response)
+        try:
+            cards = {str(card["id"]): card for card in response.json()["data"]}
+        except (ValueError, KeyError, TypeError):
+            cards = {}
+        if not cards:
+            raise InputError(f"{url}: names no model, so this is no OpenAI-compatible server (regenerate.url)")
+        # SGLang and vLLM list LoRA adapters beside their base model.
+        own = [name for name, card in cards.items() if not card.get("parent")]
+        if not self.config.model and len(own) != 1:
+            raise ConfigError(f"{url}: serves {', '.join(cards)}; choose one with regenerate.model")
+        self.model = self.config.model or own[0]
+        if self.model not in cards:
+            raise ConfigError(f"regenerate.model: {url} serves {', '.join(cards)}, not {self.model!r}")
+        context, owner = (cards[self.model].get(key) for key in ("max_model_len", "owned_by"))
+        if isinstance(context, int) and self.config.max_tokens >= context:
+            raise ConfigError(
+                f"regenerate.max_tokens {self.config.max_tokens} leaves no room for a question: "
+                f"the server's context is {context} tokens"
+            )
+        return Served(self.model, context, owner)
+
+    async def try_out(self, chat: bool) -> None:
+        """One token in answer to one word: whether settings, key and endpoint are right, before anything depends on it.
+
+        Raises InputError.
+        """
+        path, body = self._chat([{"role": "user", "content": "Hello"}]) if chat else self._complete("Hello")
+        url = self.config.url + path
+        try:
+            _read(await self._post(url, {**body, "max_tokens": 1}))
+        except (httpx.RequestError, _Passing) as error:
+            raise InputError(f"{url}: {_reason(error)}") from None
+        except Refused as error:
+            raise InputError(f"{url}: refuses even a question of one word ({error})") from None
+
+    async def chat(self, messages: list[dict[str, Any]], seed: int | None = None) -> Answer:
+        """The target's next turn. Raises Refused for this conversation, InputError when there is no point in others."""
+        path, body = self._chat(messages)
+        return await self._ask(path, body, seed)
+
+    async def complete(self, prompt: str, seed: int | None = None) -> Answer:
+        """The target's continuation of a text; as `chat`."""
+        path, body = self._complete(prompt)
+        return await self._ask(path, body, seed)
+
+    def _chat(self, messages: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+        return CHAT, {"messages": messages, **self._sampling()}
+
+    def _complete(self, prompt: str) -> tuple[str, dict[str, Any]]:
+        return COMPLETE, {"prompt": prompt, **self._sampling()}
+
+    def _sampling(self) -> dict[str, Any]:
+        own = {"temperature": self.config.temperature, "top_p": self.config.top_p}
+        return {
+            "model": self.model,
+            "max_tokens": self.config.max_tokens,
+            **{key: value for key, value in own.items() if value is not None},
+            **self.config.extra_body,
+        }
+
+    async def _ask(self, path: str, body: dict[str, Any], seed: int | None) -> Answer:
+        url, repeated = self.config.url + path, 0
+        body |= {} if seed is None else {"seed": seed}
+        while True:
+            try:
+                answer = _read(await self._post(url, body))
+                break
+            except (httpx.RequestError, _Passing) as error:
+                self.trouble = _reason(error)
+                if repeated == self.config.retries:
+                    await self._give_up(path, error, repeated + 1)
+                # Half of it by chance: requests that failed together are not repeated together.
+                delay = min(LONGEST_DELAY, FIRST_DELAY * 2**repeated) * random.uniform(0.5, 1)
+                await asyncio.sleep(max(delay, min(LONGEST_DELAY, getattr(error, "delay", 0.0))))
+                repeated += 1
+        self.trouble = None
+        self.completion_tokens += answer.completion_tokens or 0
+        return answer
+
+    async def _give_up(self, path: str, error: Exception, attempts: int) -> NoReturn:
+        """Raises Refused when it is this request that fails, for the server answers another; else InputError."""
+        failed = f"{_reason(error)}, the last of {attempts} attempts"
+        if not getattr(error, "overloaded", False):
+            try:
+                await self.try_out(path == CHAT)
+                raise Refused(failed)
+            except InputError:
+                pass
+        raise InputError(f"{self.config.url}{path}: {failed}; run it again to continue")
+
+    async def _post(self, url: str, body: dict[str, Any]) -> Any:
+        """The server's JSON. Raises httpx.RequestError and _Passing, after which it may be asked again."""
+        response = await self.http.post(url, json=body)
+        status = response.status_code
+        if status in (408, 409, 425, 429) or status >= 500:
+            overloaded = status in (429, 503)
+            raise _Passing(f"HTTP {status}{_said(response)}", overloaded, _wanted_delay(response))
+        if status in (400, 413, 422):
+            raise Refused(f"HTTP {status}{_said(response)}")
+        if status != httpx.codes.OK:
+            self._refuse(response)
+        try:
+            return response.json()
+        except ValueError:
+            raise _Passing("the answer is no JSON") from None
+
+    def _refuse(self, response: httpx.Response) -> NoReturn:
+        advice = {
+            401: f"; set the environment variable {KEY_VARIABLE} to the server's key",
+            403: f"; set the environment variable {KEY_VARIABLE} to a key that may do this",
+            404: "; regenerate.url usually ends in /v1",
+        }.get(response.status_code, "")
+        raise InputError(f"{response.url}: HTTP {response.status_code}{_said(response)}{advice}")
+
+
+def _read(content: Any) -> Answer:
+    """Raises _Passing when it is no complete answer."""
+    try:
+        choice = content["choices"][0]
+        reason = choice["finish_reason"]
+        message = choice["message"] if "message" in choice else {"content": choice["text"]}
+        reasoning = message.get("reasoning_content") or message.get("reasoning") or None
+        text = message.get("content") or ""
+        tokens = (content.get("usage") or {}).get("completion_tokens")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise _Passing("the answer has no choices with a text and a finish_reason") from None
+    if reason not in FINISHED:
+        raise _Passing(f"the answer ended with finish_reason {reason!r}")
+    if reason == CUT and isinstance(text, str):
+        text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # half a character, which the target never wrote
+    if not _is_text(text) or not (reasoning is None or _is_text(reasoning)):
+        raise _Passing("the answer's content is no text")
+    return Answer(text, reason, reasoning, tokens if isinstance(tokens, int) else None)
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        return bool(value.encode() or True)
+    except (AttributeError, UnicodeEncodeError):
+        return False
+
+
+def _said(response: httpx.Response) -> str:
+    """The error message of a server, in one of the forms they have."""
+    try:
+        content: Any = response.json()
+    except ValueError:
+        content = response.text
+    for key in ("error", "detail", "message"):
+        content = content.get(key, content) if isinstance(content, dict) else content
+    text = " ".join(str(content).split())
+    return f" ({text[:300]})" if text else ""
+
+
+def _wanted_delay(response: httpx.Response) -> float:
+    wanted = response.headers.get("retry-after", "")
+    return float(wanted) if wanted.isdecimal() else 0.0
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, httpx.TimeoutException):
+        return "it took too long"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,166 @@
+"""A record of the data -> what the target is asked, and the record that its answers make.
+
+A conversation is asked turn by turn: what was said before an answer, with the target's own earlier answers in it. Every
+assistant turn of the data is replaced; a conversation that ends with a question gets its answer too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peagle_core.errors import InputError
+from trainer.data.chat import THINKING_ENDS, ShownReasoning, check_text, prompted, sharegpt_messages
+from trainer.data.sources import HUB, Part, read
+from trainer.regenerate.openai_server import Answer, AnswerServer, Refused
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """origin: where it comes from, as the answer's record says. And one of these: prompt, a text to continue; turns,
+    what is said before each answer of a conversation; unasked, the messages of a conversation without a question.
+    """
+
+    origin: dict[str, Any]
+    turns: tuple[tuple[Message, ...], ...] = ()
+    prompt: str | None = None
+    unasked: tuple[Message, ...] = ()
+
+    @property
+    def is_chat(self) -> bool:
+        return self.prompt is None
+
+
+def questions(sources: Sequence[str]) -> Iterator[Question]:
+    """One for every record, in order. Raises InputError naming the place of a record that cannot be asked."""
+    for source in sources:
+        name = source if source.startswith(HUB) else Path(source).name
+        for where, record in read(Part(source)):
+            within = where.removeprefix(source).removeprefix(str(Path(source)))
+            try:
+                yield question(record, name + within)
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
+
+
+def question(record: Any, place: str) -> Question:
+    """Raises InputError for tokens, plain text, tool calls, and what is no record of trainer.data.documents."""
+    if not isinstance(record, dict):
+        raise InputError("a JSON object was expected")
+    origin = {"source": place} | ({"id": record["id"]} if isinstance(record.get("id"), str | int) else {})
+    if "input_ids" in record:
+        raise InputError("is tokenised; regenerate needs 'messages', 'conversations' or 'prompt'")
+    if "messages" in record or "conversations" in record:
+        messages = record["messages"] if "messages" in record else sharegpt_messages(record["conversations"])
+        if record.get("tools"):
+            raise InputError("has 'tools', which neither regenerate nor train can show the target")
+        found = _conversation(messages, origin)
+    elif "text" in record:
+        raise InputError("is plain text, which asks nothing; give the part that the target shall continue as 'prompt'")
+    elif "prompt" in record:
+        if not isinstance(record["prompt"], str) or not record["prompt"]:
+            raise InputError("'prompt' must be a string that is not empty")
+        found = Question(origin, prompt=record["prompt"])
+    else:
+        raise InputError(f"has keys {sorted(record)}, expected 'messages', 'conversations' or 'prompt'")
+    _check_values(found.origin, found.prompt, *found.turns, found.unasked)
+    return found
+
+
+def _conversation(messages: Any, origin: dict[str, Any]) -> Question:
+    if not isinstance(messages, list) or not all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages
+    ):
+        raise InputError("'messages' must be a list of objects with 'role' and 'content'")
+    for number, message in enumerate(messages):
+        if message.get("tool_calls"):
+            raise InputError(f"message {number} calls tools, which regenerate cannot ask for again")
+    turns: list[list[Message]] = []
+    before = "assistant"
+    kept = prompted(messages)
+    if not any(message["role"] == "user" for message in kept):
+        return Question(origin, unasked=tuple(kept))
+    for message in kept:
+        if message["role"] != "assistant":
+            if before == "assistant":
+                turns.append([])
+            turns[-1].append(message)
+        before = message["role"]
+    return Question(origin, tuple(map(tuple, turns)))
+
+
+def _check_values(*values: Any) -> None:
+    try:
+        text = json.dumps(values, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):
+        raise InputError("has a value that JSON does not have") from None
+    check_text(text)
+
+
+async def answered(
+    question: Question, server: AnswerServer, seed: int | None, reasoning: ShownReasoning | None
+) -> dict[str, Any]:
+    """Ask, and return the record with the answers; 'error' says why the server refused, if it did.
+
+    seed: of this record's sampling. Raises InputError when the server is gone or talks nonsense, and for reasoning that
+    the target's chat template would lose.
+    """
+    record = dict(question.origin)
+    answers: list[Answer] = []
+    try:
+        if question.prompt is None:
+            assert reasoning is not None
+            record["messages"] = list(question.unasked)
+            await _converse(question, server, seed, reasoning, record["messages"], answers)
+        else:
+            record |= {"prompt": question.prompt, "response": ""}
+            answers.append(await server.complete(question.prompt, seed))
+            record |= {"response": answers[0].text, "finish_reason": answers[0].finish_reason}
+    except Refused as refusal:
+        record["error"] = str(refusal)
+    counts = [answer.completion_tokens for answer in answers]
+    return record if None in counts else record | {"completion_tokens": sum(c for c in counts if c is not None)}
+
+
+async def _converse(
+    question: Question,
+    server: AnswerServer,
+    seed: int | None,
+    reasoning: ShownReasoning,
+    written: list[Message],
+    answers: list[Answer],
+) -> None:
+    """Add to `written` and `answers` one by one, so that a refusal leaves what came before it."""
+    asked: list[Message] = []
+    for turn in question.turns:
+        asked += turn
+        written += turn
+        answer = await server.chat(asked, seed)
+        answers.append(answer)
+        asked.append(_message(answer, "reasoning_content"))
+        written.append(_message(answer, _shown(answer, reasoning)) | {"finish_reason": answer.finish_reason})
+
+
+def _message(answer: Answer, reasoning_key: str) -> Message:
+    message = {"role": "assistant", "content": answer.text}
+    return message if answer.reasoning is None else {**message, reasoning_key: answer.reasoning}
+
+
+def _shown(answer: Answer, reasoning: ShownReasoning) -> str:
+    """The key for the answer's reasoning, if it has any. Raises InputError when the template would lose it."""
+    if answer.reasoning is not None and reasoning.key is None:
+        raise InputError(
+            "the server gives the reasoning apart from the answer, but the target's chat template does not show it, so "
+            "it would be lost; start the server without --reasoning-parser"
+        )
+    if THINKING_ENDS in answer.text and not reasoning.in_text:
+        raise InputError(
+            f"an answer has its reasoning in its text (up to {THINKING_ENDS}), where the target's chat template drops "
+            "it, so it would be lost; give the target's tokenizer a template that shows it"
+        )
+    return reasoning.key or ""

@@ -1,0 +1,191 @@
+"""The verb `regenerate`: data.train with every answer replaced by the target's own, from an OpenAI-compatible server.
+
+Work goes on in <answers>.partial, where the journal of finished records lies; the file of answers gets its name when
+all of it is there, in the order of the data. What it holds does not depend on the order in which answers came, nor on
+how often the run was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import shutil
+import signal
+import sys
+from collections import Counter
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from peagle_core.atomic import finish_file, replace_file
+from peagle_core.errors import InputError
+from trainer.config.run_config import RunConfig
+from trainer.data.chat import CUT, shown_reasoning
+from trainer.data.prepared import is_prepared
+from trainer.data.shards import sha256_of
+from trainer.data.sources import survey
+from trainer.errors import ConfigError
+from trainer.regenerate.ask_all import ask_all
+from trainer.regenerate.journal import Journal
+from trainer.regenerate.openai_server import AnswerServer, Served
+from trainer.regenerate.questions import questions
+from trainer.storage.resumable import begin, held, partial_of, refuse_other_settings
+from trainer.target.load import load_tokenizer
+
+JOURNAL, ANSWERS = "journal", "answers"  # in the partial directory
+ABOUT_SUFFIX = ".regenerate.json"
+MODEL = "regenerate.model"
+
+
+def run_regenerate(config: RunConfig, path: Path | None = None) -> signal.Signals | None:
+    """Write `path` (default: output_dir/answers.jsonl) and, beside it, how it was made; a killed run is continued.
+
+    Returns the signal that stopped it early, else None. Raises ConfigError when `path`, finished or not, was made with
+    other settings, by another model or from other data, and InputError, one sentence, for bad data, a server that does
+    not answer and a disk that takes no more.
+    """
+    path = path or config.output / "answers.jsonl"
+    if path.suffix != ".jsonl":
+        raise ConfigError(f"--to {path}: must end in .jsonl, as data.train wants it")
+    if is_prepared(config.data.train):
+        raise ConfigError(f"data.train: {config.data.train[0]} is prepared, regenerate needs the text it was made from")
+    settings = _settings(config)
+    if path.exists():
+        _check_finished(path, settings)
+        return None
+    total, kinds = _check_data(config)
+    reasoning = shown_reasoning(load_tokenizer(config)) if True in kinds else None
+    with asyncio.Runner() as runner:
+        server = AnswerServer(config.regenerate)
+        try:
+            served = runner.run(_meet(server, kinds))
+            _introduce(config, served)
+            settings[MODEL] = served.model
+            with held(partial_of(path), "regenerate"):
+                begin(partial_of(path), settings)
+                with closing(Journal(partial_of(path) / JOURNAL, total)) as journal:
+                    if stopped := runner.run(ask_all(config, server, journal, reasoning)):
+                        done = f"{len(journal)} of {total} records"
+                        print(f"{stopped.name}: stopped after {done}; run it again to continue")
+                        return stopped
+                    about = {"settings": settings, "server": {"url": config.regenerate.url, "owned_by": served.owner}}
+                    _finish(path, journal, about)
+        except OSError as error:
+            raise InputError(
+                f"{partial_of(path)}: cannot be written ({error.strerror}); run it again to continue"
+            ) from None
+        finally:
+            runner.run(server.close())
+    return None
+
+
+def about_path(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".jsonl") + ABOUT_SUFFIX)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """What the answers depend on, so that two runs with the same may work on the same file."""
+    keys = ("model", "max_tokens", "temperature", "top_p", "seed", "extra_body")
+    surveys = [(source, survey(source, sys.maxsize)) for source in config.data.train]
+    return {
+        "target": config.target,
+        **{f"regenerate.{key}": getattr(config.regenerate, key) for key in keys},
+        "sources": [f"{Path(source).name} ({found.digest})" for source, found in surveys],
+    }
+
+
+def _check_finished(path: Path, settings: dict[str, Any]) -> None:
+    try:
+        about = json.loads(about_path(path).read_bytes())
+        then, expected = dict(about["settings"]), about["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path}: exists and was not made by regenerate; choose another --to") from None
+    if settings[MODEL] is None:
+        settings = {**settings, MODEL: then.get(MODEL)}  # the server need not be there any more
+    refuse_other_settings(path, then, settings)
+    if sha256_of(path) != expected:
+        raise ConfigError(f"{path}: was changed since it was made; choose another --to, or remove it")
+    if partial_of(path).is_dir():  # killed after its last step but one
+        with held(partial_of(path), "regenerate"):
+            shutil.rmtree(partial_of(path))
+    print(f"{path}: regenerated already, its checksum is right")
+
+
+def _check_data(config: RunConfig) -> tuple[int, set[bool]]:
+    """(number of records, which kinds there are: conversations, texts to continue), after reading every one of them.
+
+    What is malformed must show before hours of answers depend on the data being as it is.
+    """
+    total, kinds = 0, set()
+    for question in tqdm(questions(config.data.train), desc="read", unit="record", leave=False, dynamic_ncols=True):
+        total += 1
+        if question.turns or question.prompt is not None:
+            kinds.add(question.is_chat)
+    if not kinds:
+        raise InputError(f"{', '.join(config.data.train)}: nothing to ask, no record has a question")
+    return total, kinds
+
+
+async def _meet(server: AnswerServer, kinds: set[bool]) -> Served:
+    served = await server.connect()
+    for is_chat in kinds:
+        await server.try_out(is_chat)
+    return served
+
+
+def _introduce(config: RunConfig, served: Served) -> None:
+    context = f", context {served.context} tokens" if served.context else ""
+    print(f"server: {config.regenerate.url}, model {served.model}{context}")
+    if Path(served.model).name != Path(config.target).name:
+        print(
+            f"note: the target is called {config.target}, the server's model {served.model}; only answers of the very "
+            "target are of use"
+        )
+
+
+def _finish(path: Path, journal: Journal, about: dict[str, Any]) -> None:
+    """Write the answers in the order of the data and what is known of them; then nothing else is needed any more.
+
+    The answers get their name last: whenever that is there, all is done.
+    """
+    counts, ends, digest = Counter[str](), Counter[str](), hashlib.sha256()
+    refusal = ""
+    partial = partial_of(path)
+    with (partial / ANSWERS).open("wb") as file:
+        for line in journal.records():
+            file.write(line)
+            digest.update(line)
+            record = json.loads(line)
+            answers = [a for a in record.get("messages", [record]) if "finish_reason" in a]
+            ends.update(answer["finish_reason"] for answer in answers)
+            counts["records"] += 1
+            counts["completion_tokens"] += record.get("completion_tokens", 0)
+            counts["refused"] += "error" in record
+            counts["without_question"] += not answers and "error" not in record
+            refusal = refusal or f"{record['source']}: {record['error']}" if "error" in record else refusal
+    if not ends:
+        shutil.rmtree(partial)
+        raise InputError(f"the server refused every record, for instance {refusal}")
+    about |= {
+        "answers": ends.total(),
+        "finish_reasons": dict(sorted(ends.items())),
+        **{key: counts[key] for key in ("records", "completion_tokens", "refused", "without_question")},
+        "first_refusal": refusal or None,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "sha256": digest.hexdigest(),
+    }
+    replace_file(about_path(path), (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+    finish_file(partial / ANSWERS, path)
+    shutil.rmtree(partial)
+    print(
+        f"{counts['records']} records -> {ends.total()} answers, {counts['completion_tokens']} tokens; {ends[CUT]} of "
+        f"them cut at the maximum length; {counts['refused']} records refused by the server, "
+        f"{counts['without_question']} without a question"
+    )
+    if refusal:
+        print(f"refused, for instance: {refusal}")
+    print(f"written: {path}; train with data.train={path}")

@@ -1,0 +1,139 @@
+"""Load the target, or its two ends alone, and its tokenizer, with errors in one sentence."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from peagle_core.errors import InputError
+from peagle_core.target import Ends
+from trainer.config.run_config import RunConfig
+from trainer.parallel.drafter_weights import local
+from trainer.parallel.processes import size
+from trainer.target.sharded import gathered_bytes, load_sharded
+
+LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+
+
+def load_target(config: RunConfig) -> PreTrainedModel:
+    """The frozen target on the run's device, sharded under `parallel: fsdp`.
+
+    target_dtype "auto": float32 on a CPU, as stored elsewhere.
+    """
+    device = torch.device(config.device)
+    if config.parallel == "fsdp" and size() > 1:
+        return load_sharded(lambda: _load(config, {}), device)
+    return _load(config, {}).requires_grad_(False).eval().to(device)
+
+
+class TargetEnds:
+    """A target without its layers: the embedding and output head that a drafter starts from and its loss needs.
+
+    config is the whole target's. Where only these are read, it stands in for the transformers model.
+    """
+
+    def __init__(self, config: PretrainedConfig, model: PreTrainedModel, device: torch.device) -> None:
+        self.config = config
+        self.generation_config = getattr(model, "generation_config", None)
+        self._embedding, self._head = model.get_input_embeddings().to(device), model.get_output_embeddings().to(device)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self._embedding
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self._head
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Each once, also where the two are tied."""
+        return nn.ModuleList([self._embedding, self._head]).parameters()
+
+
+def load_ends(config: RunConfig) -> TargetEnds:
+    """Embedding and output head on the run's device, in the dtype of `load_target`; no layer is read."""
+    try:
+        whole = AutoConfig.from_pretrained(config.target)
+    except LOAD_ERRORS as error:
+        raise _cannot_be_loaded(config, error) from None
+    bare = copy.deepcopy(whole)
+    text = bare.get_text_config()
+    text.num_hidden_layers = 0
+    for key in ("layer_types", "mlp_layer_types"):
+        if getattr(text, key, None):
+            setattr(text, key, [])
+    if hasattr(bare, "quantization_config"):  # quantisers leave the two ends alone, and want their kernels
+        del bare.quantization_config
+    with _quiet():  # transformers lists every tensor of the layers as left over
+        model, report = _load(config, {"config": bare, "output_loading_info": True})
+    ends = TargetEnds(whole, model.requires_grad_(False).eval(), torch.device(config.device))
+    weights = {id(p) for p in ends.parameters()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in weights and name in report["missing_keys"]:  # transformers fills it with random numbers
+            raise InputError(f"target {config.target!r}: its weights have no {name!r}")
+    return ends
+
+
+def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase | None:
+    """The target's tokenizer, or None for a local target without one (tokenised data needs none)."""
+    try:
+        return AutoTokenizer.from_pretrained(config.target)
+    except (OSError, ValueError, KeyError) as error:
+        if Path(config.target).is_dir() and not any(Path(config.target).glob("*token*")):
+            return None
+        raise InputError(f"the tokenizer of {config.target!r} cannot be loaded ({first_line(error)})") from None
+
+
+def embedding(target: Ends) -> Tensor:
+    """[V, H_t]: the target's input embedding; V may exceed what its tokenizer knows."""
+    weight = target.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+def weight_bytes(target: PreTrainedModel | TargetEnds) -> int:
+    """In this process, while it runs."""
+    sharded = gathered_bytes(target) if isinstance(target, nn.Module) else 0
+    return sharded + sum(local(p).nbytes for p in target.parameters())
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _load(config: RunConfig, options: dict[str, Any]) -> Any:
+    dtype = config.target_dtype
+    if dtype == "auto" and config.device == "cpu":
+        dtype = "float32"
+    try:
+        return AutoModelForCausalLM.from_pretrained(config.target, dtype=dtype, **options)
+    except LOAD_ERRORS as error:
+        raise _cannot_be_loaded(config, error) from None
+
+
+def _cannot_be_loaded(config: RunConfig, error: Exception) -> InputError:
+    return InputError(f"target {config.target!r} cannot be loaded ({first_line(error)})")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)

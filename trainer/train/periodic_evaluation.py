@@ -1,0 +1,45 @@
+"""How good the drafter is by now: a small evaluation every eval.every steps that leaves the training run as it was.
+
+The rows, prompts and elements are the same every time, so that the curve shows the drafter and nothing else. Nothing
+here draws a random number: drafting is greedy, elements come from a generator of their own, dropout is off.
+"""
+
+from __future__ import annotations
+
+import time
+
+from trainer.checkpoint.checkpoints import TrainState
+from trainer.config.run_config import RunConfig
+from trainer.data.packing import pack
+from trainer.evaluate import evaluate, prompts_of
+from trainer.hidden_states.base import StateSource
+from trainer.inputs import RunInputs
+from trainer.train.progress import Progress
+
+
+class PeriodicEvaluation:
+    """Called with the step; writes to the progress output and TensorBoard."""
+
+    def __init__(
+        self, config: RunConfig, inputs: RunInputs, state: TrainState, states: StateSource, progress: Progress
+    ) -> None:
+        self.config, self.inputs, self.state = config, inputs, state
+        self.states, self.progress = states, progress
+        self.rows = pack(inputs.heldout, config.data.row_length)[: config.eval.every_rows]
+        count = min(config.eval.every_prompts, config.eval.num_prompts)
+        prompts = prompts_of(inputs.heldout, count, config.eval.prompt_tokens)
+        self.prompts = [prompt.to(config.device) for prompt in prompts]
+
+    def __call__(self, step: int) -> None:
+        start = time.perf_counter()
+        drafter = self.state.drafter.eval()
+        try:
+            with self.state.weights.whole():
+                result = evaluate(
+                    self.config, self.inputs.model, drafter, self.states, self.rows, self.prompts,
+                    self.inputs.eos_token_id,
+                )  # fmt: skip
+        finally:
+            drafter.train()
+        self.progress.evaluation(step, result, time.perf_counter() - start)
+        self.progress.say("\n".join(f"step {step}, {line}" for line in result.lines()))
