@@ -12,18 +12,17 @@ from sglang_backend import cpu
 @functools.cache
 def register() -> None:
     """Make SGLang know PEAGLE and, where it was chosen, the CPU reference platform."""
-    from sglang_backend import (
+    from sglang_backend import algorithm, head_config
+    from sglang_backend.corrections import (
         adaptive,
-        algorithm,
-        capture,
         context_limit,
         draft_memory,
         gemma_states,
-        head_config,
         lora,
-        requests,
+        refused_requests,
         weight_updates,
     )
+    from sglang_backend.dump import hidden_states
 
     algorithm.register()
     adaptive.install()
@@ -32,16 +31,16 @@ def register() -> None:
     gemma_states.install()
     head_config.install()
     lora.install()
-    requests.install()
+    refused_requests.install()
     weight_updates.install()
-    capture.install()
+    hidden_states.install()
     _report_counters()
     _say_input_errors_in_one_line()
     if cpu.selected():
-        from sglang_backend.cpu import attention, mxfp4, twins
+        from sglang_backend.cpu import attention, mxfp4, torch_kernels
         from sglang_backend.cpu.platform import ATTENTION_BACKEND
 
-        twins.install()
+        torch_kernels.install()
         mxfp4.install()
         attention.install(ATTENTION_BACKEND)
 
