@@ -67,7 +67,7 @@ def _say(error: Exception, words: str = "") -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from trainer.config.load import load_config
+    from trainer.config import load_config
     from trainer.errors import ConfigError
     from trainer.parallel import processes
 

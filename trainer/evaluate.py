@@ -15,7 +15,7 @@ from peagle_core.cod import sample_elements
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.generate import Speculation, speculate
 from peagle_core.training import step_of
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig
 from trainer.data.documents import Document
 from trainer.data.packing import PackedRow
 from trainer.hidden_states.base import StateSource

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig
 from trainer.data.documents import Document, read_documents
 from trainer.data.prepared import PreparedDocuments, is_prepared, open_prepared
 from trainer.errors import ConfigError

@@ -12,7 +12,7 @@ from peagle_core.config import PEagleConfig
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 from peagle_core.target import Ends, target_head
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig
 from trainer.data.documents import Document
 from trainer.data.prepared import PreparedDocuments
 from trainer.data.vocabulary import count_generated, most_frequent

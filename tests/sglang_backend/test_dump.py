@@ -15,8 +15,7 @@ from transformers import AutoTokenizer
 from peagle_core.errors import InputError
 from peagle_core.target import target_head
 from sglang_backend.dump.hidden_states import Capture
-from trainer.config.load import load_config
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig, load_config
 from trainer.data.documents import Document
 from trainer.data.packing import join, pack
 from trainer.errors import ConfigError

@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 from peagle_core.checkpoint import load_drafter
 from tools.demo.measure import acceptance
 from tools.server import ask_all
-from trainer.config.load import load_config
+from trainer.config import load_config
 from trainer.evaluate import measure_acceptance
 from trainer.train.run import run_train
 

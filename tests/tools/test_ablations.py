@@ -20,7 +20,7 @@ from tools.ablations.material import Paths
 from tools.ablations.schedule import CONFIGS, Suite, run_all
 from tools.ablations.statistics import differences, promises, rows_of, seed_noise, verdict
 from tools.ablations.trial import Result, read_result
-from trainer.config.load import load_config
+from trainer.config import load_config
 
 
 def settings(name: str, tmp_path: Path) -> dict[str, object]:

@@ -10,8 +10,7 @@ from tiny import tiny_target
 from tiny_run import make_tokenizer, run_options
 from transformers import PreTrainedTokenizerFast
 
-from trainer.config.load import load_config
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig, load_config
 
 
 @pytest.fixture(scope="session")

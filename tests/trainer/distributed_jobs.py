@@ -23,8 +23,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 from peagle_core.errors import InputError
 from peagle_core.target import target_head
 from trainer.checkpoint.checkpoints import TrainState, newest_checkpoint
-from trainer.config.load import load_config
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig, load_config
 from trainer.data.packing import PackedRow
 from trainer.hidden_states.from_transformers import InProcessStates
 from trainer.inputs import load_inputs

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config.load import load_config
+from trainer.config import load_config
 from trainer.errors import ConfigError
 
 

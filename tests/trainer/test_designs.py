@@ -11,7 +11,7 @@ from tiny_run import run_options
 from peagle_core.config import HIDDEN_STATE_DESIGNS
 from peagle_core.errors import InputError
 from trainer.checkpoint.checkpoints import load_trained, newest_checkpoint
-from trainer.config.load import load_config
+from trainer.config import load_config
 from trainer.errors import ConfigError
 from trainer.export.export import run_export
 from trainer.inputs import load_inputs

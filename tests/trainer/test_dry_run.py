@@ -14,7 +14,7 @@ from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 from peagle_core.training import activation_costs
 from trainer.__main__ import main
-from trainer.config.load import load_config
+from trainer.config import load_config
 from trainer.sizing.choose import drafter_costs, make_plan, num_elements, settle
 
 RECIPES = sorted(Path("trainer/configs/recipes").glob("*.yaml"))

@@ -13,8 +13,7 @@ from peagle_core.checkpoint import load_drafter
 from peagle_core.errors import InputError
 from peagle_core.generate import speculate
 from trainer.checkpoint.checkpoints import newest_checkpoint
-from trainer.config.load import load_config
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig, load_config
 from trainer.data.packing import pack
 from trainer.errors import ConfigError
 from trainer.evaluate import prompts_of

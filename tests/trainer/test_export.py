@@ -22,7 +22,7 @@ from trainer.train.run import run_train
 def finished(target_dir, data_file, tmp_path_factory):
     from tiny_run import run_options
 
-    from trainer.config.load import load_config
+    from trainer.config import load_config
 
     config = load_config(None, run_options(target_dir, data_file, tmp_path_factory.mktemp("finished") / "run"))
     run_train(config)

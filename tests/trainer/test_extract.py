@@ -14,8 +14,7 @@ from tiny_run import run_options, signal_after_step
 from peagle_core.checkpoint import load_drafter
 from peagle_core.errors import InputError
 from trainer import inputs
-from trainer.config.load import load_config
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig, load_config
 from trainer.data.packing import pack
 from trainer.errors import ConfigError
 from trainer.hidden_states import choose, extract

@@ -10,7 +10,7 @@ import pytest
 from killed_runs import assert_same_files, finish, kill_at, start, write_answers
 from tiny_run import run_options
 
-from trainer.config.load import load_config
+from trainer.config import load_config
 from trainer.hidden_states.extract import run_extract
 
 KILLS = 5

@@ -12,7 +12,7 @@ from torch import Tensor
 from peagle_core.checkpoint import load_drafter
 from peagle_core.elements import Elements, supervised
 from peagle_core.generate import DraftCache, draft_logits
-from trainer.config.load import load_config
+from trainer.config import load_config
 from trainer.data.documents import Document
 from trainer.data.packing import pack
 from trainer.evaluate import teacher_forced

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_run import run_options
 
 from trainer.checkpoint.checkpoints import newest_checkpoint, tensor_files
-from trainer.config.load import load_config
+from trainer.config import load_config
 from trainer.train.run import run_train
 
 

@@ -14,7 +14,7 @@ from tiny_run import make_tokenizer
 
 from peagle_core.errors import InputError
 from trainer.__main__ import main
-from trainer.config.load import load_config
+from trainer.config import load_config
 from trainer.data import shards
 from trainer.data.packing import pack
 from trainer.inputs import load_inputs

@@ -7,7 +7,7 @@ import random
 import pytest
 from killed_runs import assert_same_files, finish, kill_at, start, write_answers
 
-from trainer.config.load import load_config
+from trainer.config import load_config
 from trainer.prepare.prepare import run_prepare
 
 SHARDS, PER_SHARD, KILLS = 40, 25, 5

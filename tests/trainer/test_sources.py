@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from peagle_core.errors import InputError
-from trainer.config.load import load_config
+from trainer.config import load_config
 from trainer.data.chat import sharegpt_messages
 from trainer.data.documents import read_documents
 from trainer.data.prepared import open_prepared

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from peagle_core.errors import InputError
-from trainer.config.load import load_config
+from trainer.config import load_config
 from trainer.hidden_states.target_digest import target_digest
 from trainer.target.load import embedding, load_ends, weight_bytes
 

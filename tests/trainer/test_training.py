@@ -16,7 +16,7 @@ from peagle_core.errors import InputError
 from peagle_core.generate import speculate
 from peagle_core.training import loss_and_backward
 from trainer.checkpoint.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig
 from trainer.data.packing import pack
 from trainer.errors import ConfigError
 from trainer.evaluate import measure_acceptance, prompts_of, standard_error

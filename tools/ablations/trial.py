@@ -51,7 +51,7 @@ def run_trial(config_file: Path, overrides: list[str], result_file: Path, materi
 
     Raises InputError when it is stopped by a signal or anything is wrong.
     """
-    from trainer.config.load import load_config
+    from trainer.config import load_config
     from trainer.train.run import run_train
 
     config = load_config(config_file, overrides)

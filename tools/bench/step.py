@@ -30,8 +30,7 @@ from peagle_core.elements import supervised
 from peagle_core.errors import InputError
 from peagle_core.training import Batch
 from tools.bench.kernels import measure_ceilings, relative_error
-from trainer.config.load import load_config
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig, load_config
 from trainer.new_drafter import freeze
 from trainer.sizing.choose import drafter_costs, make_plan
 from trainer.sizing.dry_run import drafter_shape, meta_target, step_flops

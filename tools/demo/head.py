@@ -20,7 +20,7 @@ from peagle_core.atomic import new_directory
 from peagle_core.errors import InputError
 from tools.demo.corpus import heldout_prompts, load_tokenizer, prompts
 from tools.demo.target import build_target
-from trainer.config.load import load_config
+from trainer.config import load_config
 from trainer.train.run import run_train
 
 # Where each algorithm's head lies in the demo's directory.

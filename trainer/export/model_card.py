@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peagle_core.config import PEagleConfig
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig
 
 
 def model_card(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from peagle_core.errors import InputError
 from peagle_core.target import target_head
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig
 from trainer.data.documents import Document
 from trainer.data.prepared import INDEX
 from trainer.hidden_states.base import StateSource

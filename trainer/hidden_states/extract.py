@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from peagle_core.errors import InputError
 from peagle_core.training import Batch
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig
 from trainer.data.packing import PackedRow, PackedRows, pack
 from trainer.errors import ConfigError
 from trainer.hidden_states.base import StateSource

@@ -20,7 +20,7 @@ from torch import Tensor
 from peagle_core.config import default_aux_layer_ids
 from peagle_core.errors import InputError
 from peagle_core.training import Batch
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig
 from trainer.data.packing import PackedRow
 from trainer.errors import ConfigError
 from trainer.hidden_states.base import batch_of

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from peagle_core.atomic import finish_directory, replace_file
 from peagle_core.errors import InputError
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig
 from trainer.data.documents import nothing_supervised
 from trainer.data.prepared import (
     FORMAT,

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig
 from trainer.data.documents import Document, ReadReport, useful_documents
 from trainer.data.shards import write_shard
 from trainer.data.sources import Part, read

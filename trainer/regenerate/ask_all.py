@@ -11,7 +11,7 @@ from itertools import islice
 from tqdm import tqdm
 
 from peagle_core.errors import InputError
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig
 from trainer.data.chat import ShownReasoning
 from trainer.regenerate.journal import Journal
 from trainer.regenerate.openai_server import AnswerServer

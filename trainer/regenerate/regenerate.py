@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from peagle_core.atomic import finish_file, replace_file
 from peagle_core.errors import InputError
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig
 from trainer.data.chat import CUT, shown_reasoning
 from trainer.data.prepared import is_prepared
 from trainer.data.shards import sha256_of

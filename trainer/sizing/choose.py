@@ -16,7 +16,7 @@ import torch
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 from peagle_core.training import NUM_SEGMENTS, ActivationCosts, activation_costs, default_chunk_rows
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig
 from trainer.config.sections import DrafterConfig
 from trainer.parallel.processes import local_size, size
 

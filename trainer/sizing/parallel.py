@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig
 from trainer.errors import ConfigError
 from trainer.parallel import processes
 from trainer.sizing.choose import GPU_SHARE, device_memory

@@ -23,7 +23,7 @@ from transformers import (
 
 from peagle_core.errors import InputError
 from peagle_core.target import Ends
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig
 from trainer.parallel.drafter_weights import local
 from trainer.parallel.processes import size
 from trainer.target.sharded import gathered_bytes, load_sharded

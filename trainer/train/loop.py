@@ -22,7 +22,7 @@ from peagle_core.elements import Elements
 from peagle_core.metrics import DraftMetrics
 from peagle_core.training import Batch, charged_elements, step_of
 from trainer.checkpoint.checkpoints import TrainState, save_checkpoint
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig
 from trainer.data.packing import PackedRow
 from trainer.hidden_states.base import StateSource
 from trainer.loss_guard import LossGuard

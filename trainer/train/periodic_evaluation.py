@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from trainer.checkpoint.checkpoints import TrainState
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig
 from trainer.data.packing import pack
 from trainer.evaluate import evaluate, prompts_of
 from trainer.hidden_states.base import StateSource

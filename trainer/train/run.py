@@ -20,7 +20,7 @@ from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 from peagle_core.target import Ends
 from trainer.checkpoint.checkpoints import is_checkpoint, load_checkpoint, load_trained, newest_checkpoint
-from trainer.config.run_config import RunConfig
+from trainer.config import RunConfig
 from trainer.data.packing import PackedRow, pack
 from trainer.errors import ConfigError
 from trainer.evaluate import Evaluation, evaluate, prompts_of
