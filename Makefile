@@ -56,7 +56,7 @@ test-vllm: $(STAMP) $(VLLM)
 	@$(RUN) -m pytest -q -m judge tests/judges/test_vllm.py tests/tools/test_convert_vllm.py
 
 test-speculators: $(STAMP)
-	@$(RUN) -c "from tools.bench import peer; peer.python()"
+	@$(RUN) -c "from tools.judges import speculators; speculators.python()"
 	@$(RUN) -m pytest -q -m judge tests/judges/test_speculators.py
 
 soak: $(STAMP)

@@ -16,12 +16,12 @@ from peagle_core.checkpoint import load_drafter, save_drafter
 from peagle_core.cod import sample_elements
 from peagle_core.elements import Elements
 from peagle_core.training import Batch, forward_elements
-from tools.bench import peer
+from tools.judges import speculators
 
 pytestmark = [
     pytest.mark.judge,
     pytest.mark.slow,
-    pytest.mark.skipif(not (peer.DIRECTORY / "installed").is_file(), reason="`make test-speculators` installs it"),
+    pytest.mark.skipif(not speculators.is_installed(), reason="`make test-speculators` installs it"),
 ]
 NUM_DEPTHS = 5
 HEADS = {
@@ -65,7 +65,7 @@ def logits_of_speculators(head: Path, batch: Batch, elements: Elements, scratch:
         "depth": elements.depth,
     }
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, questions)
-    command = [str(peer.python()), "-P", str(Path(__file__).with_name("speculators_worker.py"))]
+    command = [str(speculators.python()), str(Path(__file__).with_name("speculators_worker.py"))]
     done = subprocess.run(
         [*command, str(head), str(questions), str(answers)],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,

@@ -12,8 +12,8 @@ import table
 from trials import Models, Outcome, Trial, all_trials, has_demo
 
 from tools.demo.measure import acceptance
+from tools.judges.vllm import is_installed, serve_in_vllm
 from tools.server import cpu_environment, serve
-from tools.vllm import is_installed, serve_in_vllm
 
 pytestmark = [
     pytest.mark.judge,

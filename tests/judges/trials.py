@@ -16,7 +16,7 @@ from peagle_core.generate import Speculation, speculate
 from peagle_core.target import target_head
 from tools.convert.__main__ import main as convert_command
 from tools.demo.corpus import heldout_prompts
-from tools.vllm import Case, Served
+from tools.judges.vllm import Case, Served
 
 NUM_DRAFTS = (1, 3, 5, 8)
 FORMATS = ("flat", "speculators")

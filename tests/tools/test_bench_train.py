@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from tools.bench import peer
 from tools.bench.__main__ import main
 from tools.bench.train import compare, growth
+from tools.judges import speculators
 
 
 @pytest.mark.slow
@@ -46,7 +46,7 @@ def test_bad_arguments(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not (peer.DIRECTORY / "installed").is_file(), reason="the peer is installed by the benchmark only")
+@pytest.mark.skipif(not speculators.is_installed(), reason="speculators is installed by the benchmark only")
 def test_the_peer_takes_its_turns(tmp_path):
     path = tmp_path / "train.json"
     arguments = ["--lengths", "24", "--hidden", "64", "--contenders", "flat", "--rounds", "1", "--scaling"]

@@ -13,7 +13,7 @@ from peagle_core.checkpoint import load_drafter, save_drafter
 from peagle_core.generate import speculate
 from tools.convert import vllm_check
 from tools.convert.__main__ import main
-from tools.vllm import Case, Served, Step, is_installed
+from tools.judges.vllm import Case, Served, Step, is_installed
 
 # A head dimension that vLLM's CPU attention knows.
 SIZES = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 96}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from peagle_core.errors import InputError
-from tools.bench import peer
+from tools.judges import speculators
 
 SHAPES = {64: {"head_dim": 16, "vocab": 512}, 256: {"head_dim": 64, "vocab": 4096}}
 OURS: dict[str, dict[str, Any]] = {
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hidden", type=numbers, default=[64, 256], help="H: 64 and 256 have shapes")
     parser.add_argument("--contenders", default="flat,partition,stream", help=f"of {', '.join(OURS)}")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds after the one that warms up")
-    parser.add_argument("--no-peer", action="store_true", help=f"leave {peer.NAME} out")
+    parser.add_argument("--no-peer", action="store_true", help=f"leave {speculators.NAME} out")
     parser.add_argument(
         "--scaling", type=numbers, nargs="?", const=[], default=[2048, 4096, 8192, 20480],
         help="S of our own scaling in mode stream (H = 256, r = 0.8); without a value none",
@@ -51,15 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Worker:
-    """One contender's process."""
+    """Talk to one contender's process."""
 
     def __init__(self, name: str, options: dict[str, Any]) -> None:
         self.name = name
         if name == PEER:
-            # -P: this directory off its path, where kernels.py would pass for a package that transformers looks for.
-            command = [str(peer.python()), "-P", str(Path(__file__).with_name("peer_worker.py"))]
+            command = [str(speculators.python()), str(speculators.STEP_WORKER)]
         else:
-            command = [sys.executable, "-m", "tools.bench.step_worker"]
+            command = [sys.executable, "-m", "tools.bench.train_worker"]
         self.process = subprocess.Popen(
             [*command, json.dumps(options)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -80,7 +79,7 @@ class Worker:
         self.steps.append(self._read())
 
     def result(self) -> dict[str, Any]:
-        """Median seconds after the first step, and the peak beyond the imports; ends the process."""
+        """Return median seconds after the first step and the peak beyond the imports; end the process."""
         self.process.communicate()
         measured = self.steps[1:] or self.steps
         return {
@@ -94,7 +93,7 @@ class Worker:
 
 
 def race(names: list[str], length: int, hidden: int, rounds: int, sampling: dict[str, Any]) -> list[dict[str, Any]]:
-    """All contenders at one size, taking turns."""
+    """Measure all contenders at one size, taking turns."""
     options = {"length": length, "hidden": hidden, **SHAPES[hidden], **sampling}
     workers: list[Worker] = []
     try:
@@ -131,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def compare(rows: list[dict[str, Any]]) -> str:
-    """A table of one size; the peer's figures over ours where it ran."""
+    """Return a table of one size, with speculators' figures over ours where it ran."""
     reference = next((row for row in rows if row["contender"] == PEER), None)
     lines = [f"{'':12}{'median s':>10}{'fastest s':>11}{'peak MiB':>10}{'faster':>9}{'memory':>9}"]
     for row in rows:
@@ -143,7 +142,10 @@ def compare(rows: list[dict[str, Any]]) -> str:
 
 
 def growth(rows: list[dict[str, Any]]) -> str:
-    """Seconds against N * S, the number of attention scores, which is the only part that grows faster than N."""
+    """Return a table of seconds against N * S.
+
+    That is the number of attention scores, the only part that grows faster than N.
+    """
     lines = [f"{'S':>7}{'N':>8}{'seconds':>9}{'us per row':>12}{'ns per N*S':>12}{'peak MiB':>10}{'process MiB':>13}"]
     for row in rows:
         n, s, seconds = row["elements"], row["length"], row["seconds"]

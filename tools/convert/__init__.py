@@ -1,5 +1,5 @@
-"""P-EAGLE heads from one checkpoint format to another: `python -m tools.convert SRC DST --to vllm`.
+"""Convert P-EAGLE heads from one checkpoint format to another: `python -m tools.convert SRC DST --to vllm`.
 
-Read in this order: `source` (what a directory is), `target` (what the target model says), `plan` (what will change),
-`write` (tensor by tensor, complete or absent), `check` (source and result compute the same).
+Read in this order: `tools.heads` (a head and a target on disk), `plan` (what will change), `write` (tensor by tensor,
+complete or absent), `check` (source and result compute the same).
 """

@@ -11,8 +11,8 @@ from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 from peagle_core.generate import DraftCache, draft_logits
 from peagle_core.tensors import SHARED, checked_tensors, expected_shapes
-from tools.convert.source import Source
-from tools.convert.target import Target
+from tools.heads.head import Head
+from tools.heads.target import Target
 
 ROWS = 32
 DEPTHS = 8
@@ -28,7 +28,7 @@ class Difference:
 
 
 @torch.no_grad()
-def compare_heads(source: Source, result: Source, target: Target | None) -> Difference:
+def compare_heads(source: Head, result: Head, target: Target | None) -> Difference:
     """One drafter pass each, ROWS real rows and DEPTHS - 1 mask rows. One head is in memory at a time.
 
     Where a head has no embedding or lm_head the target's stand in, or without a target the same random numbers.
@@ -41,7 +41,7 @@ def compare_heads(source: Source, result: Source, target: Target | None) -> Diff
     return Difference(float((ours - theirs).abs().max()), float(ours.abs().max()), float(same))
 
 
-def _run(head: Source, target: Target | None) -> tuple[Tensor, Tensor]:
+def _run(head: Head, target: Target | None) -> tuple[Tensor, Tensor]:
     """([K, V_d] logits, d2t [V_d]). The random input depends on the shapes alone."""
     drafter = PEagleDrafter(head.config)
     missing = set(SHARED)

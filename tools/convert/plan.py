@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +9,8 @@ from peagle_core.config import PEagleConfig
 from peagle_core.config_formats import DEFAULT_SPECULATIVE_TOKENS, flat_config_dict, speculators_config_dict
 from peagle_core.errors import InputError
 from peagle_core.tensors import SHARED, expected_shapes
-from tools.convert.source import TRAINING, Source
-from tools.convert.target import Target
-from trainer.target.mask_token import is_free
+from tools.heads.head import TRAINING, Head
+from tools.heads.target import Target, misfits
 
 PEAGLE, VLLM, SPECULATORS = FORMATS = ("peagle", "vllm", "speculators")
 # Keys that the reader understands, or that mean nothing for a drafter.
@@ -55,7 +53,7 @@ class Plan:
         return raw | self.extras
 
 
-def make_plan(source: Source, to: str, target: Target | None = None, aux_ids_name_outputs: bool = False) -> Plan:
+def make_plan(source: Head, to: str, target: Target | None = None, aux_ids_name_outputs: bool = False) -> Plan:
     """Raises InputError where the head cannot be carried over, or does not fit the target."""
     if source.config.autoregressive:
         raise InputError(f"{source.directory}: is an EAGLE-3 head (parallel_drafting is false), not a P-EAGLE head")
@@ -73,25 +71,6 @@ def make_plan(source: Source, to: str, target: Target | None = None, aux_ids_nam
     if to == SPECULATORS:
         _warn_about_speculators(plan)
     return plan
-
-
-def misfits(config: PEagleConfig, target: Target) -> Iterator[str]:
-    """Why the head is not for this target: made for another one, or its mask id is a token that texts contain."""
-    text = target.config
-    for name, ours, theirs in (
-        ("target_hidden_size", config.target_hidden_size, text.hidden_size),
-        ("vocab_size", config.vocab_size, text.vocab_size),
-    ):
-        if ours != theirs:
-            yield f"the head's {name} is {ours}, the target {target.directory} has {theirs}"
-    try:
-        config.aux_layer_ids_for(text.num_hidden_layers)
-    except InputError as error:
-        yield str(error)
-    mask = config.mask_token_id
-    if mask is not None and target.tokenizer is not None and not is_free(mask, target.tokenizer):
-        token = target.tokenizer.convert_ids_to_tokens(mask)
-        yield (f"mask token id {mask} is the token {token!r}, which the tokenizer of {target.directory} uses")
 
 
 def _shift_aux_ids(plan: Plan) -> None:
@@ -130,7 +109,7 @@ def _fit_to_target(plan: Plan, target: Target) -> None:
     )
 
 
-def _check_own_weights(config: PEagleConfig, source: Source) -> None:
+def _check_own_weights(config: PEagleConfig, source: Head) -> None:
     """What stands in for a missing embedding or head is the target's, so it must fit."""
     for name in SHARED:
         rows, width = expected_shapes(config)[name]
@@ -141,7 +120,7 @@ def _check_own_weights(config: PEagleConfig, source: Source) -> None:
             )
 
 
-def _carry_extras(plan: Plan, source: Source) -> None:
+def _carry_extras(plan: Plan, source: Head) -> None:
     raw = source.files.raw
     layer = raw.get("transformer_layer_config") or raw
     types = layer.get("layer_types") or []
@@ -164,7 +143,7 @@ def _carry_extras(plan: Plan, source: Source) -> None:
         plan.changes += [f"{key} = {value!r}: not carried over" for key, value in left.items()]
 
 
-def _carry_target_architectures(plan: Plan, source: Source, target: Target | None) -> None:
+def _carry_target_architectures(plan: Plan, source: Head, target: Target | None) -> None:
     """Only speculators' format has a place for them."""
     theirs = ((source.files.raw.get("speculators_config") or {}).get("verifier") or {}).get("architectures") or ()
     plan.target_architectures = target.architectures if target else tuple(theirs)
@@ -172,7 +151,7 @@ def _carry_target_architectures(plan: Plan, source: Source, target: Target | Non
         plan.changes.append(f"the verifier's architectures {theirs!r}: not carried over")
 
 
-def _say_what_was_implied(plan: Plan, source: Source) -> None:
+def _say_what_was_implied(plan: Plan, source: Head) -> None:
     raw = source.files.raw
     if "norm_before_residual" not in raw:
         plan.changes.append("norm_before_residual: false, now written (its default differs between formats)")

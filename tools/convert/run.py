@@ -10,17 +10,17 @@ import torch
 from peagle_core.errors import InputError
 from tools.convert.check import compare_heads
 from tools.convert.plan import Plan, make_plan
-from tools.convert.source import Source, in_bytes, open_source
-from tools.convert.target import Target, open_target
 from tools.convert.vllm_check import check_in_vllm, require_vllm
 from tools.convert.write import destination_directory, write_head
+from tools.heads.head import Head, in_bytes, open_head
+from tools.heads.target import Target, open_target
 
 
 def run(options: argparse.Namespace) -> None:
     """Raises InputError; then nothing is left behind."""
     if options.check == "vllm":
         require_vllm(options.target)
-    source = open_source(options.source)
+    source = open_head(options.source)
     target = open_target(options.target) if options.target else None
     dtype = getattr(torch, options.dtype) if options.dtype else None
     plan = make_plan(source, options.to, target, options.aux_ids == "output")
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
         write_head(source, plan, partial, target, dtype)
         _report(plan)
         if options.check:
-            _check(source, open_source(partial), target, dtype)
+            _check(source, open_head(partial), target, dtype)
         if options.check == "vllm" and target:
             print(f"check: {check_in_vllm(partial, target)}")
         size = sum(file.stat().st_size for file in partial.iterdir())
@@ -45,7 +45,7 @@ def _report(plan: Plan) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _check(source: Source, result: Source, target: Target | None, dtype: torch.dtype | None) -> None:
+def _check(source: Head, result: Head, target: Target | None, dtype: torch.dtype | None) -> None:
     difference = compare_heads(source, result, target)
     if difference.largest > 0 and dtype is None:
         raise InputError(f"the result computes other logits than {source.directory}, by up to {difference.largest:.3g}")

@@ -1,6 +1,6 @@
 """The last judge of a converted head: real vLLM serves prompts with it, and its drafts are our reference loop's.
 
-vLLM runs on the CPU in float32, in an environment of its own (`tools.vllm`): for targets that a CPU can serve.
+vLLM runs on the CPU in float32, in an environment of its own (`tools.judges.vllm`): for targets that a CPU can serve.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from peagle_core.checkpoint import load_drafter
 from peagle_core.config_formats import DEFAULT_SPECULATIVE_TOKENS
 from peagle_core.errors import InputError
 from peagle_core.generate import speculate
-from tools.convert.target import Target
-from tools.vllm import ENVIRONMENT, Case, Served, is_installed, serve_in_vllm
+from tools.heads.target import Target
+from tools.judges.vllm import ENVIRONMENT, Case, Served, is_installed, serve_in_vllm
 
 PROMPTS = (
     "The capital of France is",

@@ -20,15 +20,15 @@ from peagle_core.atomic import fresh_directory
 from peagle_core.errors import InputError
 from peagle_core.tensors import SHARED, TensorCheck, bare_name, is_finite
 from tools.convert.plan import SPECULATORS, Plan
-from tools.convert.source import Source, in_bytes
-from tools.convert.target import Target
+from tools.heads.head import Head, in_bytes
+from tools.heads.target import Target
 
 # As transformers does; a head below it is one model.safetensors.
 SHARD_BYTES = 5_000_000_000
 
 
 @contextmanager
-def destination_directory(destination: Path, source: Source, dtype: torch.dtype | None) -> Iterator[Path]:
+def destination_directory(destination: Path, source: Head, dtype: torch.dtype | None) -> Iterator[Path]:
     """The directory to write to, which becomes `destination` when the block ends well and vanishes otherwise.
 
     Raises InputError where it must not or cannot be written.
@@ -50,7 +50,7 @@ def destination_directory(destination: Path, source: Source, dtype: torch.dtype 
         raise InputError(f"{destination}: cannot be written ({error})") from None
 
 
-def write_head(source: Source, plan: Plan, directory: Path, target: Target | None, dtype: torch.dtype | None) -> None:
+def write_head(source: Head, plan: Plan, directory: Path, target: Target | None, dtype: torch.dtype | None) -> None:
     """Fill an empty directory with config.json and the weights. dtype: of the weights, None as stored.
 
     Raises InputError for whatever is wrong with a tensor. Adds to plan.changes what it did.
@@ -106,7 +106,7 @@ class Shards:
 
 
 def _converted(
-    source: Source, plan: Plan, target: Target | None, dtype: torch.dtype | None, bar: tqdm
+    source: Head, plan: Plan, target: Target | None, dtype: torch.dtype | None, bar: tqdm
 ) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of everything to write, checked, while noting in plan.changes what happens to them."""
     check = TensorCheck(source.config, source.directory)

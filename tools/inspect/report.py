@@ -15,18 +15,17 @@ from peagle_core.config import PEagleConfig
 from peagle_core.config_formats import DEFAULT_SPECULATIVE_TOKENS, config_from_dict
 from peagle_core.errors import InputError
 from peagle_core.tensors import TensorCheck
-from tools.convert.plan import misfits
-from tools.convert.source import (
+from tools.heads.head import (
     SPECULATORS,
     TRAINING,
-    Files,
+    HeadFiles,
     StoredTensor,
     find_files,
     in_bytes,
     list_tensors,
     read_tensor,
 )
-from tools.convert.target import Target, open_target
+from tools.heads.target import Target, misfits, open_target
 
 IDS = "eagle_aux_hidden_state_layer_ids"
 AUX, MASK = "aux layer ids", "mask token id"  # facts
@@ -73,7 +72,7 @@ def inspect_head(directory: Path, target_directory: Path | None = None) -> Repor
     return report
 
 
-def _config(files: Files, report: Report) -> tuple[PEagleConfig | None, set[str]]:
+def _config(files: HeadFiles, report: Report) -> tuple[PEagleConfig | None, set[str]]:
     """The config, or the best that can be made of it and the facts that it then lacks: a wrong mask id or wrong aux ids
     should not hide what else is wrong.
     """
@@ -93,7 +92,7 @@ def _config(files: Files, report: Report) -> tuple[PEagleConfig | None, set[str]
     return None, set()
 
 
-def _list(files: Files, report: Report) -> list[StoredTensor]:
+def _list(files: HeadFiles, report: Report) -> list[StoredTensor]:
     tensors = []
     for path in files.weights:
         try:
@@ -183,7 +182,7 @@ def _check_tensors(report: Report, config: PEagleConfig, tensors: list[StoredTen
     return unused
 
 
-def _sglang(files: Files, config: PEagleConfig, target: str, tokens: int) -> str:
+def _sglang(files: HeadFiles, config: PEagleConfig, target: str, tokens: int) -> str:
     if files.format == TRAINING:
         return _convert_first(files, ["it is a training checkpoint"], "peagle")
     unread = [name for name in NOT_IN_SGLANG_EAGLE3 if config.autoregressive and getattr(config, name)]
@@ -197,7 +196,7 @@ def _sglang(files: Files, config: PEagleConfig, target: str, tokens: int) -> str
     return shlex.join(command)
 
 
-def _vllm(files: Files, config: PEagleConfig, tensors: list[StoredTensor], target: str, tokens: int) -> str:
+def _vllm(files: HeadFiles, config: PEagleConfig, tensors: list[StoredTensor], target: str, tokens: int) -> str:
     obstacles = list(_vllm_obstacles(files, config, tensors))
     if obstacles:
         return _convert_first(files, obstacles, "vllm")
@@ -206,12 +205,12 @@ def _vllm(files: Files, config: PEagleConfig, tensors: list[StoredTensor], targe
     return shlex.join(["vllm", "serve", target, "--speculative-config", json.dumps(speculative)])
 
 
-def _convert_first(files: Files, obstacles: list[str], to: str) -> str:
+def _convert_first(files: HeadFiles, obstacles: list[str], to: str) -> str:
     command = shlex.join(["python", "-m", "tools.convert", str(files.directory), "NEW", "--to", to])
     return f"not as it is ({'; '.join(obstacles)}): {command}"
 
 
-def _vllm_obstacles(files: Files, config: PEagleConfig, tensors: list[StoredTensor]) -> Iterator[str]:
+def _vllm_obstacles(files: HeadFiles, config: PEagleConfig, tensors: list[StoredTensor]) -> Iterator[str]:
     """What vLLM 0.32 refuses, or reads wrongly, though the head is sound."""
     if files.format == TRAINING:
         yield "it is a training checkpoint"

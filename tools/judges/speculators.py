@@ -1,4 +1,7 @@
-"""The peer of the training benchmark: speculators 0.9.0 in an environment of its own, installed on demand."""
+"""Install speculators 0.9.0 into an environment of its own when it is first needed.
+
+The training benchmark races its training step, and tests/judges compares its logits with ours.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from peagle_core.errors import InputError
 
 NAME = "speculators 0.9.0"
 DIRECTORY = Path(".venv-speculators")
+STEP_WORKER = Path(__file__).with_name("workers") / "speculators_steps.py"
 # In this order: its own requirements would pull a GPU build of torch and a server.
 INSTALLS = (
     ["torch==2.13.0"],
@@ -19,8 +23,12 @@ INSTALLS = (
 )  # fmt: skip
 
 
+def is_installed() -> bool:
+    return (DIRECTORY / "installed").is_file()
+
+
 def python(directory: Path = DIRECTORY) -> Path:
-    """The interpreter of the peer's environment, built first if it is not there (minutes, some gigabytes).
+    """Return the interpreter of that environment, which is built first if it is not there (minutes, some gigabytes).
 
     Raises InputError when the installation fails.
     """

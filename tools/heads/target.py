@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from peagle_core.config import PEagleConfig
 from peagle_core.errors import InputError
 from peagle_core.tensors import weight_files
-from tools.convert.source import StoredTensor, list_tensors, read_tensor
+from tools.heads.head import StoredTensor, list_tensors, read_tensor
+from trainer.target.mask_token import is_free
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,22 @@ def open_target(directory: Path) -> Target:
     text = config.get_text_config()
     architectures = tuple(config.architectures or ())
     return Target(directory, text, architectures, tokenizer, tensors)
+
+
+def misfits(config: PEagleConfig, target: Target) -> Iterator[str]:
+    """Why the head is not for this target: made for another one, or its mask id is a token that texts contain."""
+    text = target.config
+    for name, ours, theirs in (
+        ("target_hidden_size", config.target_hidden_size, text.hidden_size),
+        ("vocab_size", config.vocab_size, text.vocab_size),
+    ):
+        if ours != theirs:
+            yield f"the head's {name} is {ours}, the target {target.directory} has {theirs}"
+    try:
+        config.aux_layer_ids_for(text.num_hidden_layers)
+    except InputError as error:
+        yield str(error)
+    mask = config.mask_token_id
+    if mask is not None and target.tokenizer is not None and not is_free(mask, target.tokenizer):
+        token = target.tokenizer.convert_ids_to_tokens(mask)
+        yield (f"mask token id {mask} is the token {token!r}, which the tokenizer of {target.directory} uses")

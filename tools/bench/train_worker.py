@@ -1,6 +1,7 @@
-"""One training step of ours after the other, on request: the same protocol and the same work as `peer_worker`.
+"""Run our own training steps on request.
 
-A step counts everything: drawing the elements, the masks or layouts, forward, loss, backward, metrics.
+Protocol and work are those of tools/judges/workers/speculators_steps.py. A step counts everything: drawing the
+elements, the masks or layouts, forward, loss, backward, metrics.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""One training step after the other of speculators' P-EAGLE core, on request: runs in the peer's own environment.
+"""Run training steps of speculators' P-EAGLE core on request, in speculators' own environment.
 
 Imports nothing of ours. Protocol: arguments as one JSON object; then for every line "seed" on standard input one JSON
 line {seconds, elements, peak_mib, loss} on standard output. The first line out is {baseline_mib}, memory after imports.
-Random weights and states, one document, KL over the draft vocabulary, lm_head frozen: what `step_worker` does too.
-Slot 0 is left unsupervised, because its sampler would otherwise emit anchor -1.
+Random weights and states, one document, KL over the draft vocabulary, lm_head frozen: as in
+`tools.bench.train_worker`. Slot 0 is left unsupervised, because its sampler would otherwise emit anchor -1.
 """
 
 from __future__ import annotations
