@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM
 
 from peagle_core.drafter import PEagleDrafter
 
+pytest.register_assert_rewrite("steps")  # its comparison tells the numbers when it fails, as a test's own does
 # The machine is shared, so wall clock per example says nothing; derandomized runs fail the same way everywhere.
 settings.register_profile("peagle", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("peagle")

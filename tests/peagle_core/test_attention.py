@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import chains, stream, streams
+from qkv import assert_same, output_and_gradients, random_qkv
 from torch import Tensor
 
 from peagle_core.attention import make_attention
@@ -32,24 +33,6 @@ def loop_attention(elements: Elements, doc_ids: Tensor, q: Tensor, k: Tensor, v:
             heads.append(scores.softmax(-1) @ v[seen, h // group])
         rows.append(torch.stack(heads))
     return torch.stack(rows)
-
-
-def random_qkv(elements: Elements, heads: int, kv_heads: int, head_dim: int, seed: int) -> list[Tensor]:
-    rng = torch.Generator().manual_seed(seed)
-    shapes = [(len(elements), h, head_dim) for h in (heads, kv_heads, kv_heads)]
-    return [torch.randn(s, generator=rng, dtype=torch.float64).requires_grad_() for s in shapes]
-
-
-def output_and_gradients(attend, qkv: list[Tensor]) -> list[Tensor]:
-    output = attend(*qkv)
-    # A fixed, uneven upstream gradient.
-    weight = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output).cos()
-    return [output, *torch.autograd.grad((output * weight).sum(), qkv, materialize_grads=True)]
-
-
-def assert_same(a: list[Tensor], b: list[Tensor], tolerance: float = 1e-12) -> None:
-    for x, y in zip(a, b, strict=True):
-        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
 
 
 chain_lengths = st.lists(st.integers(1, 7), min_size=1, max_size=5)

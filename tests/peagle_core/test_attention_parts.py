@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from layouts import chains, stream
-from test_attention import assert_same, output_and_gradients, random_qkv
+from qkv import assert_same, output_and_gradients, random_qkv
 from torch import Tensor
 
 from peagle_core.attention import parts

@@ -10,8 +10,8 @@ import pytest
 import torch
 from interpreter import INTERPRETED, interpreted, outside, run_under_the_interpreter
 from layouts import chains, stream
-from test_attention import output_and_gradients, random_qkv
-from test_flat_step import SMALL, step
+from qkv import output_and_gradients, random_qkv
+from steps import SMALL, step
 from tiny import random_batch, tiny_config, tiny_drafter
 from torch import Tensor
 

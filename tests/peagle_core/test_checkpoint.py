@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from published_configs import NESTED
 from safetensors.torch import load_file, save_file
-from test_config_formats import NESTED
 from tiny import random_batch, tiny_config, tiny_drafter, tiny_target
 from torch import Tensor
 from variants import configs

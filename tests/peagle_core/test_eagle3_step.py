@@ -8,9 +8,9 @@ from eagle3 import chain_states, loss_eagle3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import all_elements, stream, streams
-from test_attention import random_qkv
-from test_flat_step import SMALL, assert_same, cut, gradients, single
-from test_flat_step import step as parallel_step
+from qkv import random_qkv
+from steps import SMALL, assert_same, cut, gradients, single
+from steps import step as parallel_step
 from tiny import VOCAB, random_batch, text_batch, tiny_config, tiny_drafter
 from torch import Tensor
 from variants import VARIANTS

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import Stream, all_elements, documents, stream, streams
 from rules import is_supervised
+from steps import SMALL, assert_same, cut, gradients, single, step
 from tiny import random_batch, tiny_config, tiny_drafter
 from torch import Tensor
 
@@ -18,28 +19,6 @@ from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
 from peagle_core.errors import InputError
 from peagle_core.training import Batch, charged_elements, forward_elements, loss_and_backward
-
-SMALL = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "num_key_value_heads": 1,
-         "vocab_size": 23, "mask_token_id": 22}  # fmt: skip
-
-
-def gradients(drafter: PEagleDrafter) -> dict[str, Tensor]:
-    return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in drafter.named_parameters()}
-
-
-def step(drafter: PEagleDrafter, batch: Batch, elements: Elements, **options) -> tuple[float, dict[str, Tensor]]:
-    """Loss sum and all gradients of one call from zero."""
-    drafter.zero_grad(set_to_none=True)
-    metrics = loss_and_backward(drafter, batch, elements, **options)
-    return float(metrics.loss_sum), gradients(drafter)
-
-
-def assert_same(
-    a: tuple[float, dict[str, Tensor]], b: tuple[float, dict[str, Tensor]], tolerance: float = 1e-10
-) -> None:
-    assert a[0] == pytest.approx(b[0], rel=tolerance, abs=tolerance)
-    for name in a[1]:
-        torch.testing.assert_close(a[1][name], b[1][name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: n + m)
 
 
 def target_ids(config: PEagleConfig, d2t: Tensor) -> list[int]:
@@ -94,15 +73,6 @@ def test_flat_is_the_definition(packed, loss, draft_vocab, weights, seed):
     assert_same((loss_sum, grads), (float(expected.detach()), gradients(drafter)))
     total = loss_and_backward(drafter, batch, elements, **options).total
     assert int(total.sum()) == charged
-
-
-def single(batch: Batch, start: int, stop: int) -> Batch:
-    return Batch(*(value[start:stop] for value in vars(batch).values()))
-
-
-def cut(elements: Elements, start: int, stop: int) -> Elements:
-    kept = elements[(elements.anchor >= start) & (elements.anchor < stop)]
-    return Elements(kept.anchor - start, kept.depth)
 
 
 @settings(max_examples=25)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from layouts import stream
-from test_flat_step import SMALL, assert_same, step
+from steps import SMALL, assert_same, step
 from tiny import random_batch, tiny_config, tiny_drafter, tiny_target
 
 from peagle_core.checkpoint import save_drafter

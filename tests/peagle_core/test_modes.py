@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import chains, stream, streams
-from test_flat_step import SMALL, assert_same, cut, gradients, single, step
+from steps import SMALL, assert_same, cut, gradients, single, step
 from tiny import random_batch, tiny_config, tiny_drafter
 
 from peagle_core.cod import sample_elements

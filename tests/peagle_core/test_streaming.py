@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from layouts import stream
-from test_flat_step import SMALL, assert_same, step
+from steps import SMALL, assert_same, step
 from tiny import random_batch, tiny_config, tiny_drafter
 from torch import Tensor
 

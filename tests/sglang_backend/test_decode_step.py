@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from byte_models import CONTEXT
-from conftest import LENGTH, TRAINED, mixed_prompts
 from no_host_sync import HostSync, NoHostSync
+from prompts import LENGTH, TRAINED, mixed_prompts
 from safetensors.torch import load_file, save_file
 from servers import peagle, plugin_path, serve, write_config
 

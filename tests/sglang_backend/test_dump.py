@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from byte_models import AUX_IDS, VOCAB, save_target
-from conftest import mixed_prompts
+from prompts import mixed_prompts
 from servers import serve
 from transformers import AutoTokenizer
 

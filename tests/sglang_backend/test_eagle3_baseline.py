@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from byte_models import AUX_IDS
-from conftest import LENGTH, TRAINED, mixed_prompts
+from prompts import LENGTH, TRAINED, mixed_prompts
 from servers import serve
 from transformers import LlamaForCausalLM
 

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 from byte_models import CONTEXT
-from conftest import LENGTH, TRAINED, mixed_prompts
+from prompts import LENGTH, TRAINED, mixed_prompts
 from reference import check_drafts
 from servers import generate_to_the_limit, peagle, plugin_path, serve
 from transformers import LlamaForCausalLM

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import TRAINED, feature_requests
+from prompts import TRAINED, feature_requests
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from byte_models import VOCAB, drafter_config
-from conftest import mixed_prompts
+from prompts import mixed_prompts
 from reference import check_drafts
 from safetensors.torch import load_file, save_file
 from servers import peagle, serve

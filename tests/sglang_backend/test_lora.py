@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TRAINED, mixed_prompts
+from prompts import TRAINED, mixed_prompts
 from safetensors.torch import save_file
 from servers import peagle, plugin_path, serve
 from transformers import LlamaForCausalLM

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from byte_models import AUX_IDS, save_random_head, save_tokenizer
-from conftest import LENGTH, PHRASE, feature_requests, mixed_prompts
 from families import random_target
+from prompts import LENGTH, PHRASE, feature_requests, mixed_prompts
 from safetensors.torch import save_file
 from servers import peagle, serve, write_config
 from transformers import DynamicCache, LlamaForCausalLM, PreTrainedModel

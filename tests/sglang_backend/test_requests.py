@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import LENGTH, TRAINED, mixed_prompts
+from prompts import LENGTH, TRAINED, mixed_prompts
 
 from tools.server import ask_all
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from chisquare import p_value
-from conftest import TRAINED
+from prompts import TRAINED
 from servers import peagle, serve
 from transformers import LlamaForCausalLM
 

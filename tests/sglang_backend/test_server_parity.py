@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from byte_models import AUX_IDS
-from conftest import LENGTH, mixed_prompts
+from prompts import LENGTH, mixed_prompts
 from reference import check_drafts, reference_logits
 from transformers import LlamaForCausalLM
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 from byte_models import overfit_head, save_random_head
-from conftest import LENGTH, TRAINED, mixed_prompts
+from prompts import LENGTH, TRAINED, mixed_prompts
 from safetensors.torch import load_file, save_file
 from servers import peagle, serve
 

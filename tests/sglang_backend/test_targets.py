@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from byte_models import AUX_IDS, save_random_head, save_tokenizer
-from conftest import mixed_prompts
 from families import FAMILIES, random_target
+from prompts import mixed_prompts
 from reference import check_drafts
 from servers import peagle, serve
 
