@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,17 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 
 from peagle_core.errors import InputError
 from peagle_core.target import target_head
-from trainer.checkpoint.checkpoints import TrainState, newest_checkpoint
+from trainer.checkpoint.checkpoints import newest_checkpoint
 from trainer.config import RunConfig, load_config
 from trainer.data.packing import PackedRow
-from trainer.hidden_states.from_transformers import InProcessStates
-from trainer.inputs import load_inputs
-from trainer.new_drafter import new_drafter
 from trainer.parallel import processes
+from trainer.sampler import RowSampler
 from trainer.target.load import weight_bytes
 from trainer.target.lockstep import apart
 from trainer.target.sharded import load_sharded
 from trainer.train import loop
-from trainer.train.loop import new_state, train_step
+from trainer.train.assemble import Run, open_run
+from trainer.train.loop import train_step
 from trainer.train.run import run_train
 
 FROZEN = ("drafter.train_lm_head=false", "drafter.train_embedding=false")
@@ -73,16 +73,16 @@ def rows() -> list[PackedRow]:
     return made
 
 
-def build(config: RunConfig) -> tuple[TrainState, InProcessStates]:
-    inputs = load_inputs(config)
-    drafter = new_drafter(config, inputs.target, inputs.mask_token_id, inputs.train)
-    states = InProcessStates(inputs.target, drafter.config.aux_layer_ids)
-    return new_state(config, drafter, len(rows())), states
+def build(config: RunConfig) -> Run:
+    """A run over `rows` instead of the data's."""
+    run = replace(open_run(config), rows=rows())
+    run.state.sampler = RowSampler(len(run.rows), config.seed)
+    return run
 
 
 def take_steps(config: RunConfig, count: int = 4) -> dict[str, Any]:
     """Loss, gradient norm and summed gradients of the first steps over `rows`, and the weights after them."""
-    state, states = build(config)
+    run = build(config)
     found: dict[str, Any] = {"loss": [], "norm": [], "gradients": [], "tokens": []}
     clip = loop.clip_gradients
 
@@ -93,13 +93,13 @@ def take_steps(config: RunConfig, count: int = 4) -> dict[str, Any]:
     loop.clip_gradients = note
     try:
         for _ in range(count):
-            metrics, norm = train_step(config, state, rows(), states)
+            metrics, norm = train_step(run)
             found["loss"].append(None if metrics is None else metrics.loss)
             found["norm"].append(norm)
-            found["tokens"].append(state.tokens)
+            found["tokens"].append(run.state.tokens)
     finally:
         loop.clip_gradients = clip
-    found["weights"] = {name: whole(p) for name, p in state.drafter.named_parameters()}
+    found["weights"] = {name: whole(p) for name, p in run.drafter.named_parameters()}
     return found
 
 
@@ -112,9 +112,9 @@ def stopped_and_resumed(target: Path, data: Path, directory: Path) -> dict[str, 
     config = options(target, data, directory / "run", *MEASURED, "parallel=fsdp")
     step = loop.train_step
 
-    def step_and_signal(config: RunConfig, state: Any, *rest: Any) -> Any:
-        result = step(config, state, *rest)
-        if state.step == 3 and processes.rank() == 1:
+    def step_and_signal(run: Run) -> Any:
+        result = step(run)
+        if run.state.step == 3 and processes.rank() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return result
 
@@ -126,7 +126,7 @@ def stopped_and_resumed(target: Path, data: Path, directory: Path) -> dict[str, 
     if processes.is_main():
         shutil.copytree(directory / "run", directory / "stopped")
     processes.barrier()
-    newest = newest_checkpoint(config.output / "checkpoints")
+    newest = newest_checkpoint(config.checkpoints)
     assert newest is not None
     finished = run_train(config.model_copy(update={"parallel": "ddp"}), resume=True)
     return {"stopped": stopped, "newest": newest.name, "finished": finished}
@@ -199,10 +199,10 @@ def errors(target: Path, data: Path, directory: Path) -> dict[str, list[str]]:
 
     def not_finite(parallel: str) -> None:
         config = options(target, data, directory / "none", f"parallel={parallel}")
-        state, states = build(config)
+        run = build(config)
         with torch.no_grad():
-            state.drafter.mask_hidden.fill_(torch.inf)
-        train_step(config, state, rows(), states)
+            run.drafter.mask_hidden.fill_(torch.inf)
+        train_step(run)
 
     told = {}
     for name, work in {

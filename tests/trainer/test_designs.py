@@ -14,8 +14,7 @@ from trainer.checkpoint.checkpoints import load_trained, newest_checkpoint
 from trainer.config import load_config
 from trainer.errors import ConfigError
 from trainer.export.export import run_export
-from trainer.inputs import load_inputs
-from trainer.new_drafter import new_drafter
+from trainer.train.assemble import open_run
 from trainer.train.optimizer import make_optimizers
 from trainer.train.run import run_eval, run_train
 
@@ -31,12 +30,11 @@ def options(target_dir, data_file, tmp_path):
 @pytest.mark.parametrize(("design", "mode"), zip(REJECTED, (*MODES, "mode=stream"), strict=True))
 def test_it_trains_is_measured_and_stays_a_checkpoint(options, tmp_path, capsys, design, mode):
     config = load_config(None, [*options, mode, f"drafter.hidden_state_design={design}"])
-    inputs = load_inputs(config)
-    before = new_drafter(config, inputs.target, inputs.mask_token_id, inputs.train)
+    before = open_run(config).drafter
     assert run_train(config) is None
     assert f"{design} is for research: no head" in capsys.readouterr().out
     assert not (config.output / "head").exists()
-    checkpoint = newest_checkpoint(config.output / "checkpoints")
+    checkpoint = newest_checkpoint(config.checkpoints)
     after = load_trained(checkpoint)
     assert after.config.hidden_state_design == design
     for old, new in zip(before.hidden_design.parameters(), after.hidden_design.parameters(), strict=True):
@@ -58,10 +56,10 @@ def test_dropout_is_the_seeds_and_a_resumed_run_has_the_same(options, tmp_path):
     halves = load_config(None, [*options, f"output_dir={tmp_path / 'halves'}"])
     torch.manual_seed(6)
     run_train(halves)
-    newest_checkpoint(halves.output / "checkpoints").rename(tmp_path / "the end")
+    newest_checkpoint(halves.checkpoints).rename(tmp_path / "the end")
     torch.manual_seed(7)
     run_train(halves, resume=True)  # from step 4
-    first, second = (load_trained(newest_checkpoint(c.output / "checkpoints")) for c in (whole, halves))
+    first, second = (load_trained(newest_checkpoint(c.checkpoints)) for c in (whole, halves))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
@@ -74,8 +72,7 @@ def test_another_design_does_not_resume(options):
 def test_depth_embeddings_are_no_matrices(options):
     """Neither Muon nor weight decay takes them: both are for linear maps."""
     config = load_config(None, [*options, "drafter.hidden_state_design=projected_ntp_depth_embedding"])
-    inputs = load_inputs(config)
-    drafter = new_drafter(config, inputs.target, inputs.mask_token_id, inputs.train)
+    drafter = open_run(config).drafter
     muon, adamw = make_optimizers(drafter, config.optim.model_copy(update={"optimizer": "muon"}))
     design = drafter.hidden_design
     assert any(p is design.projection.weight for p in muon.param_groups[0]["params"])

@@ -14,16 +14,14 @@ from peagle_core.errors import InputError
 from peagle_core.generate import speculate
 from trainer.checkpoint.checkpoints import newest_checkpoint
 from trainer.config import RunConfig, load_config
-from trainer.data.packing import pack
 from trainer.errors import ConfigError
 from trainer.evaluate import prompts_of
 from trainer.export.export import run_export
-from trainer.hidden_states.from_transformers import InProcessStates
 from trainer.inputs import load_inputs
-from trainer.new_drafter import new_drafter
 from trainer.sizing.dry_run import dry_run
 from trainer.target.load import embedding
-from trainer.train.loop import new_state, train_step
+from trainer.train.assemble import open_run
+from trainer.train.loop import train_step
 from trainer.train.run import run_eval, run_train
 
 
@@ -110,23 +108,19 @@ def test_a_run_leaves_a_head_without_mask_measured_in_turn(finished):
 @pytest.mark.parametrize("mode", ["flat", "stream"])
 def test_it_learns(options, mode):
     config = load_config(None, [*options, "optim.max_steps=30", f"mode={mode}", "optim.warmup_ratio=0.1"])
-    inputs = load_inputs(config)
-    rows = pack(inputs.train, config.data.row_length)
-    drafter = new_drafter(config, inputs.target, None, inputs.train)
-    state = new_state(config, drafter, len(rows))
-    states = InProcessStates(inputs.target, drafter.config.aux_layer_ids)
-    losses = [train_step(config, state, rows, states)[0].loss for _ in range(30)]
+    run = open_run(config)
+    losses = [train_step(run)[0].loss for _ in range(30)]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(finished, options, tmp_path):
     half = load_config(None, [*options, f"output_dir={tmp_path / 'run'}"])
     run_train(half)
-    for path in sorted((half.output / "checkpoints").iterdir())[1:]:
+    for path in sorted(half.checkpoints.iterdir())[1:]:
         for file in path.iterdir():
             file.unlink()
         path.rmdir()
-    assert newest_checkpoint(half.output / "checkpoints").name == "step-00000004"
+    assert newest_checkpoint(half.checkpoints).name == "step-00000004"
     run_train(half, resume=True)
     ours, theirs = (load_file(c.output / "head" / "model.safetensors") for c in (half, finished))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -47,8 +47,8 @@ def test_everything_one_hands_on_lies_beside_the_weights(finished, tmp_path, cap
 
 
 def test_metrics_of_another_step_are_not_passed_off_as_its_own(finished, tmp_path, capsys):
-    older = min((finished.output / "checkpoints").iterdir())
-    assert older != newest_checkpoint(finished.output / "checkpoints")
+    older = min(finished.checkpoints.iterdir())
+    assert older != newest_checkpoint(finished.checkpoints)
     directory = run_export(finished, older, tmp_path / "head")
     assert not (directory / "metrics.json").exists()
     assert "not measured" in (directory / "README.md").read_text()

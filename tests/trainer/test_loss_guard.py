@@ -107,8 +107,8 @@ def test_a_run_that_is_lost_ends_and_keeps_a_checkpoint_from_before(run_config, 
     config = with_rate(run_config, 3.0)  # lost from 2 to 5 whatever the seed; at 10 the gradient overflows instead
     with pytest.raises(InputError, match=r"step \d+: the loss has been far above its best for 12 steps .* optim\.lr"):
         run_train(config)
-    kept = sorted(int(path.name[-8:]) for path in (config.output / "checkpoints").iterdir())
-    newest = newest_checkpoint(config.output / "checkpoints")
+    kept = sorted(int(path.name[-8:]) for path in config.checkpoints.iterdir())
+    newest = newest_checkpoint(config.checkpoints)
     guard = json.loads((newest / "state.json").read_text())["guard"]
     assert len(kept) == 3
     assert kept[0] <= kept[-1] - guard["climbing"]
@@ -120,4 +120,4 @@ def test_a_run_that_is_lost_ends_and_keeps_a_checkpoint_from_before(run_config, 
 def test_a_run_that_comes_back_is_not_stopped(run_config):
     """At this rate the loss climbs to many times its first level, and falls again with the rate."""
     assert run_train(with_rate(run_config, 1.0)) is None
-    assert len(list((run_config.output / "checkpoints").iterdir())) == 2
+    assert len(list(run_config.checkpoints.iterdir())) == 2

@@ -34,7 +34,7 @@ def test_it_changes_no_bit_of_the_run(options, tmp_path, design):
         settings = [f"output_dir={tmp_path / name}", f"eval.every={every}", f"drafter.hidden_state_design={design}"]
         config = load_config(None, [*options, *settings])
         run_train(config)
-        checkpoint = newest_checkpoint(config.output / "checkpoints")
+        checkpoint = newest_checkpoint(config.checkpoints)
         tensors.append({k: t for path in tensor_files(checkpoint) for k, t in load_file(path).items()})
         records.append((checkpoint / "state.json").read_text())
     assert records[0] == records[1]

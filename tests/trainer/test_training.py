@@ -16,33 +16,24 @@ from peagle_core.errors import InputError
 from peagle_core.generate import speculate
 from peagle_core.training import loss_and_backward
 from trainer.checkpoint.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from trainer.checkpoint.contract import make_contract
 from trainer.config import RunConfig
-from trainer.data.packing import pack
 from trainer.errors import ConfigError
 from trainer.evaluate import measure_acceptance, prompts_of, standard_error
 from trainer.export.export import run_export
-from trainer.hidden_states.from_transformers import InProcessStates
 from trainer.inputs import load_inputs
 from trainer.new_drafter import new_drafter
 from trainer.sampler import RowSampler, total_steps
 from trainer.train import loop
-from trainer.train.loop import new_state, train_step
-from trainer.train.run import make_contract, run_eval, run_train
+from trainer.train.assemble import open_run
+from trainer.train.loop import make_work, train_step
+from trainer.train.run import run_eval, run_train
 
 
 def changed(config: RunConfig, section: str | None = None, **values) -> RunConfig:
     if section:
         values = {section: getattr(config, section).model_copy(update=values)}
     return config.model_copy(update=values)
-
-
-def build(config: RunConfig):
-    """(state, rows, states, contract) as `run_train` makes them."""
-    inputs = load_inputs(config)
-    rows = pack(inputs.train, config.data.row_length)
-    drafter = new_drafter(config, inputs.target, inputs.mask_token_id, inputs.train)
-    states = InProcessStates(inputs.target, drafter.config.aux_layer_ids)
-    return new_state(config, drafter, len(rows)), rows, states, make_contract(config, drafter, rows)
 
 
 def stored(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -57,18 +48,19 @@ def assert_same_weights(a, b):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(run_config, tmp_path, optimizer):
     run_config = changed(run_config, "optim", optimizer=optimizer)
-    straight, rows, states, contract = build(run_config)
+    run = open_run(run_config)
     for _ in range(6):
-        train_step(run_config, straight, rows, states)
-    first, rows, states, contract = build(run_config)
+        train_step(run)
+    straight, run = run.state, open_run(run_config)
     for _ in range(3):
-        train_step(run_config, first, rows, states)
-    save_checkpoint(tmp_path / "c", first, contract)
+        train_step(run)
+    save_checkpoint(tmp_path / "c", run.state, run.contract)
     torch.manual_seed(123)  # a new process starts with another random state
-    second, rows, states, contract = build(run_config)
-    load_checkpoint(newest_checkpoint(tmp_path / "c"), second, contract)
+    run = open_run(run_config)
+    load_checkpoint(newest_checkpoint(tmp_path / "c"), run.state, run.contract)
     for _ in range(3):
-        train_step(run_config, second, rows, states)
+        train_step(run)
+    second = run.state
     assert_same_weights(straight.drafter, second.drafter)
     assert straight.sampler.position == second.sampler.position
     assert straight.learning_rate == second.learning_rate
@@ -82,7 +74,7 @@ def test_a_run_that_is_signalled_saves_stops_and_resumes_to_the_same_head(run_co
     interrupted = changed(run_config, output_dir=tmp_path / "other")
     signal_after_step(monkeypatch, 3)
     assert run_train(interrupted) == signal.SIGTERM
-    assert newest_checkpoint(interrupted.output / "checkpoints").name == "step-00000003"
+    assert newest_checkpoint(interrupted.checkpoints).name == "step-00000003"
     assert not (interrupted.output / "head").exists()
     monkeypatch.undo()
     assert run_train(interrupted, resume=True) is None
@@ -101,47 +93,47 @@ def test_a_run_that_is_signalled_saves_stops_and_resumes_to_the_same_head(run_co
     ],
 )
 def test_resume_refuses_another_meaning(run_config, tmp_path, monkeypatch, change, named):
-    state, _, _, contract = build(run_config)
-    path = save_checkpoint(tmp_path / "c", state, contract)
+    run = open_run(run_config)
+    path = save_checkpoint(tmp_path / "c", run.state, run.contract)
     # The mask id itself is checked elsewhere; here any other one will do.
     monkeypatch.setattr("trainer.inputs.resolve_mask_token_id", lambda wanted, *_: wanted or 4)
-    other, _, _, contract = build(changed(run_config, "drafter", **change))
+    other = open_run(changed(run_config, "drafter", **change))
     with pytest.raises(InputError) as error:
-        load_checkpoint(path, other, contract)
+        load_checkpoint(path, other.state, other.contract)
     assert named in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_resume_refuses_other_data(run_config, tmp_path):
-    state, rows, _, contract = build(run_config)
-    path = save_checkpoint(tmp_path / "c", state, contract)
+    run = open_run(run_config)
+    path = save_checkpoint(tmp_path / "c", run.state, run.contract)
     with pytest.raises(InputError, match="data = "):
-        load_checkpoint(path, state, make_contract(run_config, state.drafter, rows[1:]))
+        load_checkpoint(path, run.state, make_contract(run_config, run.drafter, run.rows[1:]))
 
 
 def test_a_half_written_checkpoint_is_never_the_newest(run_config, tmp_path, monkeypatch):
-    state, rows, states, contract = build(run_config)
-    good = save_checkpoint(tmp_path / "c", state, contract)
-    train_step(run_config, state, rows, states)
+    run = open_run(run_config)
+    good = save_checkpoint(tmp_path / "c", run.state, run.contract)
+    train_step(run)
 
     def disk_full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("trainer.checkpoint.checkpoints.json.dumps", disk_full)
     with pytest.raises(InputError, match="No space left"):
-        save_checkpoint(tmp_path / "c", state, contract)
+        save_checkpoint(tmp_path / "c", run.state, run.contract)
     assert (tmp_path / "c" / "step-00000001.partial").is_dir()
     assert newest_checkpoint(tmp_path / "c") == good
 
 
 def test_only_the_newest_checkpoints_are_kept(run_config):
     run_train(run_config)
-    assert sorted(p.name for p in (run_config.output / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+    assert sorted(p.name for p in (run_config.checkpoints).iterdir()) == ["step-00000004", "step-00000006"]
 
 
 def test_a_checkpoint_holds_fp32_weights_and_no_pickle(run_config):
     run_train(changed(run_config, precision="bf16"))
-    path = newest_checkpoint(run_config.output / "checkpoints")
+    path = newest_checkpoint(run_config.checkpoints)
     assert {p.suffix for p in path.iterdir()} == {".json", ".safetensors"}
     tensors = stored(path)
     assert {"fc.weight", "fc.weight:exp_avg", "fc.weight:exp_avg_sq", "fc.weight:step"} <= tensors.keys()
@@ -151,49 +143,48 @@ def test_a_checkpoint_holds_fp32_weights_and_no_pickle(run_config):
 def test_accumulated_rows_share_one_denominator(run_config):
     """Two rows in one step have the gradient of the mean over both rows' elements, not the mean of two means."""
     config = changed(run_config, "optim", rows_per_step=2, max_grad_norm=1e9)
-    state, rows, states, _ = build(config)
-    taken = RowSampler(len(rows), config.seed).take(2)
-    work = [loop._prepare(config, state, rows[i], position, states) for position, i in enumerate(taken)]
+    run = open_run(config)
+    drafter = run.drafter
+    taken = RowSampler(len(run.rows), config.seed).take(2)
+    work = [make_work(run, run.rows[i], position) for position, i in enumerate(taken)]
     counts = [int(row.charged.sum()) for row in work]
     assert counts[0] != counts[1]
     total = None
     for row, count in zip(work, counts, strict=True):
-        loss_and_backward(state.drafter, row.batch, row.elements, target_head=states.head, charged=row.charged)
-        grads = [p.grad * count / sum(counts) for p in state.drafter.parameters()]
+        loss_and_backward(drafter, row.batch, row.elements, target_head=run.hidden_states.head, charged=row.charged)
+        grads = [p.grad * count / sum(counts) for p in drafter.parameters()]
         total = grads if total is None else [a + b for a, b in zip(total, grads, strict=True)]
-        state.drafter.zero_grad()
+        drafter.zero_grad()
     expected = torch.stack([g.norm() for g in total]).norm()
-    fresh, *_ = build(config)
-    _, norm = train_step(config, fresh, rows, states)
+    _, norm = train_step(open_run(config))
     assert norm == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run_config):
-    state, rows, states, _ = build(run_config)
-    before = state.drafter.fc.weight.clone()
+    run = open_run(run_config)
+    before = run.drafter.fc.weight.clone()
     with torch.no_grad():
-        state.drafter.mask_hidden.fill_(torch.inf)
+        run.drafter.mask_hidden.fill_(torch.inf)
     with pytest.raises(InputError, match=r"step 1 .* the loss is nan"):
-        train_step(run_config, state, rows, states)
-    assert torch.equal(state.drafter.fc.weight, before)
+        train_step(run)
+    assert torch.equal(run.drafter.fc.weight, before)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_the_rate_warms_up_and_ends_at_zero(run_config, schedule):
-    config = changed(run_config, "optim", schedule=schedule, warmup_ratio=0.5)
-    state, rows, states, _ = build(config)
+    run = open_run(changed(run_config, "optim", schedule=schedule, warmup_ratio=0.5))
     rates = []
     for _ in range(6):
-        rates.append(state.learning_rate)
-        train_step(config, state, rows, states)
+        rates.append(run.state.learning_rate)
+        train_step(run)
     assert rates[0] == 0.0
     assert max(rates) == rates[3] == pytest.approx(1e-2)
-    assert state.learning_rate == pytest.approx(0.0, abs=1e-9)
+    assert run.state.learning_rate == pytest.approx(0.0, abs=1e-9)
 
 
 def test_frozen_parts_stay_and_resume_works_with_them(run_config):
     config = changed(run_config, "drafter", train_embedding=False, train_lm_head=False)
-    before, *_ = build(config)
+    before = open_run(config)
     run_train(config)
     head = load_drafter(config.output / "head")
     assert torch.equal(head.embed_tokens.weight, before.drafter.embed_tokens.weight)
@@ -238,15 +229,16 @@ def test_a_finished_run_is_not_overwritten(run_config):
 
 
 def test_acceptance_counts_what_the_loop_accepted(run_config):
-    state, _, states, _ = build(run_config)
+    run = open_run(run_config)
+    target, drafter = run.inputs.model, run.drafter
     prompts = [torch.tensor([0, 70, 80]), torch.tensor([0, 90])]
-    result = measure_acceptance(states.target, state.drafter, prompts, 3, 10)
-    lengths = [n for p in prompts for n in speculate(states.target, state.drafter, p, 3, 10).accept_lengths]
+    result = measure_acceptance(target, drafter, prompts, 3, 10)
+    lengths = [n for p in prompts for n in speculate(target, drafter, p, 3, 10).accept_lengths]
     assert result.accept_length == sum(lengths) / len(lengths)
     assert 1 + sum(result.accept_per_position) == pytest.approx(result.accept_length)
     assert (result.prompts, result.new_tokens) == (2, 20)
     assert [tokens for _, tokens in result.per_prompt] == [
-        sum(speculate(states.target, state.drafter, p, 3, 10).accept_lengths) for p in prompts
+        sum(speculate(target, drafter, p, 3, 10).accept_lengths) for p in prompts
     ]
 
 
@@ -299,18 +291,18 @@ def test_weights_that_overflow_are_never_saved(run_config, monkeypatch, every, s
     """The step that spoils a weight has a finite gradient itself; the newest checkpoint must be one before it."""
     step = loop.train_step
 
-    def spoil(config, state, *rest):
-        result = step(config, state, *rest)
-        if state.step == 4:
+    def spoil(run):
+        result = step(run)
+        if run.state.step == 4:
             with torch.no_grad():
-                state.drafter.norm.weight[0] = torch.inf
+                run.drafter.norm.weight[0] = torch.inf
         return result
 
     monkeypatch.setattr(loop, "train_step", spoil)
     config = changed(run_config, checkpoint_every=every)
     with pytest.raises(InputError, match=says):
         run_train(config)
-    newest = newest_checkpoint(config.output / "checkpoints")
+    newest = newest_checkpoint(config.checkpoints)
     assert newest.name == f"step-{newest_step:08d}"
     assert all(torch.isfinite(t).all() for t in stored(newest).values())
     assert not (config.output / "head").exists()
@@ -336,7 +328,6 @@ def test_a_run_with_mode_auto_says_and_saves_what_it_took(run_config, capsys):
 def test_every_mode_takes_the_same_step(run_config, changes):
     steps = []
     for config in (run_config, changed(run_config, **changes)):
-        state, rows, states, _ = build(config)
-        metrics, norm = train_step(config, state, rows, states)
+        metrics, norm = train_step(open_run(config))
         steps.append((metrics.loss, norm))
     assert steps[0] == pytest.approx(steps[1], rel=1e-4)

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from trainer.train import loop
+from trainer.train.assemble import Run
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}<|end|>{% endif %}\n"
@@ -65,9 +66,9 @@ def signal_after_step(monkeypatch: MonkeyPatch, number: int) -> None:
     """SIGTERM to this process when optimizer step `number` is done."""
     step = loop.train_step
 
-    def step_and_signal(config, state, *rest):
-        result = step(config, state, *rest)
-        if state.step == number:
+    def step_and_signal(run: Run) -> Any:
+        result = step(run)
+        if run.state.step == number:
             os.kill(os.getpid(), signal.SIGTERM)
         return result
 

@@ -80,7 +80,7 @@ def run_trial(config_file: Path, overrides: list[str], result_file: Path, materi
     partial = result_file.with_suffix(".partial")
     partial.write_text(json.dumps(asdict(result), indent=1) + "\n")
     os.replace(partial, result_file)
-    shutil.rmtree(config.output / "checkpoints")  # the largest part, and of no more use
+    shutil.rmtree(config.checkpoints)  # the largest part, and of no more use
     return result
 
 

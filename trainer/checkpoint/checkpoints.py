@@ -12,55 +12,28 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from peagle_core.atomic import replace_directory, start_directory
 from peagle_core.config_formats import config_from_dict
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
+from trainer.checkpoint.contract import check_contract
 from trainer.checkpoint.dcp_safetensors import read_tensors, stored_tensors, write_tensors
+from trainer.checkpoint.train_state import TrainState
 from trainer.loss_guard import LossGuard
 from trainer.parallel import processes
-from trainer.parallel.drafter_weights import Weights
-from trainer.sampler import RowSampler
 
 KEEP = 2
 NAME = re.compile(r"step-(\d{8})")
 RECORD = "state.json"
 # "fc.weight" is a weight, "fc.weight:exp_avg" one of its moments.
 OF = ":"
-
-
-@dataclass
-class TrainState:
-    """Everything that changes during training. weights: of the drafter, as they lie over the processes; step: optimizer
-    steps done; tokens: seen since this run of the command began, by all processes.
-    """
-
-    drafter: PEagleDrafter
-    weights: Weights
-    optimizers: list[torch.optim.Optimizer]
-    schedulers: list[LambdaLR]
-    sampler: RowSampler
-    guard: LossGuard
-    total_steps: int
-    step: int = 0
-    tokens: int = 0
-
-    @property
-    def learning_rate(self) -> float:
-        return float(self.schedulers[0].get_last_lr()[0])
-
-    def optimizer_state(self, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
-        """The moments its optimizer keeps for a parameter: live, and empty before the first step."""
-        (owner,) = (o for o in self.optimizers if any(p is parameter for g in o.param_groups for p in g["params"]))
-        return owner.state[parameter]
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
@@ -167,17 +140,6 @@ def read_contract(path: Path) -> dict[str, Any]:
 def read_step(path: Path) -> int:
     """Optimizer steps done."""
     return _read_record(path)["step"]
-
-
-def check_contract(path: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise InputError naming the first entry that differs."""
-    now, then = ({**x, **x["drafter"], "drafter": None} for x in (json.loads(json.dumps(now)), then))
-    for key in sorted({*then, *now}):
-        if then.get(key) != now.get(key):
-            raise InputError(
-                f"{path}: was trained with {key} = {then.get(key)}, this run says {now.get(key)}; "
-                "resume with the same value or choose another output_dir"
-            )
 
 
 def _checkpoints(directory: Path) -> list[Path]:

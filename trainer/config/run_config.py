@@ -152,6 +152,10 @@ class RunConfig(Section):
         return self.output_dir
 
     @property
+    def checkpoints(self) -> Path:
+        return self.output / "checkpoints"
+
+    @property
     def states_directory(self) -> Path:
         return self.states.directory or self.output / "states"
 

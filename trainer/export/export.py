@@ -32,9 +32,9 @@ def run_export(
     verify: draft for two held-out prompts from the written files before they appear; the output must be the target's
     own. Raises InputError where anything is missing or wrong; nothing is left behind then.
     """
-    checkpoint = checkpoint or newest_checkpoint(config.output / "checkpoints")
+    checkpoint = checkpoint or newest_checkpoint(config.checkpoints)
     if checkpoint is None:
-        raise InputError(f"{config.output / 'checkpoints'}: no checkpoint to export")
+        raise InputError(f"{config.checkpoints}: no checkpoint to export")
     destination = destination or config.output / "head"
     if destination.exists():
         raise InputError(f"{destination}: exists already; choose another --to")

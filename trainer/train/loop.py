@@ -8,10 +8,9 @@ from where the row stands in the stream. So neither accumulation nor the number 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,70 +20,45 @@ from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
 from peagle_core.metrics import DraftMetrics
 from peagle_core.training import Batch, charged_elements, step_of
-from trainer.checkpoint.checkpoints import TrainState, save_checkpoint
+from trainer.checkpoint.checkpoints import save_checkpoint
+from trainer.checkpoint.train_state import TrainState
 from trainer.config import RunConfig
 from trainer.data.packing import PackedRow
-from trainer.hidden_states.base import StateSource
-from trainer.loss_guard import LossGuard
 from trainer.parallel import processes
-from trainer.parallel.drafter_weights import clip_gradients, local, make_weights
-from trainer.sampler import RowSampler, row_seeds, total_steps
+from trainer.parallel.drafter_weights import clip_gradients, local
+from trainer.sampler import row_seeds
 from trainer.target.lockstep import apart
-from trainer.train.optimizer import make_optimizers, make_schedulers
+from trainer.train.assemble import Run
 from trainer.train.progress import Progress, peak_bytes
 
 REMEDY = "the checkpoints before it are kept; start again with a lower optim.lr or another seed"
 
 
-def new_state(config: RunConfig, drafter: PEagleDrafter, num_rows: int) -> TrainState:
-    """Everything that changes during training, at step 0."""
-    weights = make_weights(drafter, config.parallel)
-    optimizers = make_optimizers(drafter, config.optim)
-    steps = total_steps(num_rows, config.optim.rows_per_step, config.optim.epochs, config.optim.max_steps)
-    return TrainState(
-        drafter=drafter,
-        weights=weights,
-        optimizers=optimizers,
-        schedulers=make_schedulers(optimizers, config.optim, steps),
-        sampler=RowSampler(num_rows, config.seed),
-        guard=LossGuard(),
-        total_steps=steps,
-    )
+def train(run: Run, progress: Progress, evaluate: Callable[[int], None] | None = None) -> signal.Signals | None:
+    """Run the remaining steps, updating `run.state`. Returns the signal that stopped it early, None when it finished.
 
+    evaluate: called with the step every config.eval.every steps but the last; it must leave the state alone.
 
-def train(
-    config: RunConfig,
-    state: TrainState,
-    rows: Sequence[PackedRow],
-    states: StateSource,
-    progress: Progress,
-    checkpoints: Path,
-    contract: dict[str, object],
-    evaluate: Callable[[int], None] | None = None,
-) -> signal.Signals | None:
-    """Run the remaining steps, updating `state`. Returns the signal that stopped it early, None when it finished.
-
-    evaluate: called with the step every config.eval.every steps but the last; it must leave `state` alone.
-
-    Checkpoints go to `checkpoints` every config.checkpoint_every steps, at the end, and on SIGINT or SIGTERM (whichever
-    process gets it) after the step under way. Raises InputError when the loss, the gradient or, before a checkpoint, a
-    weight is not finite, and when the loss has climbed for good: a checkpoint from before that is always kept.
+    Checkpoints are saved every config.checkpoint_every steps, at the end, and on SIGINT or SIGTERM (whichever process
+    gets it) after the step under way. Raises InputError when the loss, the gradient or, before a checkpoint, a weight
+    is not finite, and when the loss has climbed for good: a checkpoint from before that is always kept.
     """
+    config, state = run.config, run.state
     stop: signal.Signals | None = None
     with _stop_signals() as received:
         while state.step < state.total_steps and not stop:
-            metrics, norm = train_step(config, state, rows, states)
+            metrics, norm = train_step(run)
             notes = processes.exchange((received[:1], peak_bytes()))
             stop = next((signals[0] for signals, _ in notes if signals), None)
             if metrics is not None:
                 peak = max(used for _, used in notes)
                 progress.step(state.step, metrics, norm, state.learning_rate, state.tokens, peak)
                 state.guard.add(metrics.loss)
-            if evaluate and _is_due(config, state) and not stop:
+            if evaluate and _is_due(config.eval.every, state) and not stop:
                 evaluate(state.step)
             if state.step % config.checkpoint_every == 0 or state.step == state.total_steps or stop:
                 _check_weights(state)
-                save_checkpoint(checkpoints, state, contract)
+                save_checkpoint(config.checkpoints, state, run.contract)
             if state.guard.diverged:
                 raise processes.everywhere(
                     f"step {state.step}: the loss has been far above its best for {state.guard.climbing} steps "
@@ -93,21 +67,19 @@ def train(
     return stop if state.step < state.total_steps else None
 
 
-def _is_due(config: RunConfig, state: TrainState) -> bool:
-    every = config.eval.every
+def _is_due(every: int | None, state: TrainState) -> bool:
     return every is not None and state.step % every == 0 and state.step < state.total_steps
 
 
-def train_step(
-    config: RunConfig, state: TrainState, rows: Sequence[PackedRow], states: StateSource
-) -> tuple[DraftMetrics | None, float]:
-    """One optimizer step of all processes. Returns their counts together (None where nothing was charged) and the
+def train_step(run: Run) -> tuple[DraftMetrics | None, float]:
+    """Take one optimizer step of all processes. Returns their counts together (None where nothing was charged) and the
     gradient norm before clipping.
     """
+    config, state = run.config, run.state
     first = state.sampler.position
     taken = state.sampler.take(config.optim.rows_per_step)
     with apart():
-        work = [_prepare(config, state, rows[taken[i]], first + i, states) for i in processes.mine(taken)]
+        work = [make_work(run, run.rows[taken[i]], first + i) for i in processes.mine(taken)]
     charged, tokens = (int(sum(row.charged.sum() for row in work)), sum(len(row.batch.input_ids) for row in work))
     shares = processes.exchange((charged, tokens))
     denominator = float(sum(charged for charged, _ in shares))
@@ -116,7 +88,7 @@ def train_step(
         with state.weights.step():
             for row in work:
                 if row.charged.any():
-                    counts = backward(config, state.drafter, row, states.head, denominator)
+                    counts = backward(config, state.drafter, row, run.hidden_states.head, denominator)
                     metrics = counts if metrics is None else metrics + counts
         metrics = processes.sum_metrics(metrics)
         norm = clip_gradients(state.drafter, config.optim.max_grad_norm)
@@ -143,15 +115,16 @@ class Work:
     seed: int
 
 
-def _prepare(config: RunConfig, state: TrainState, row: PackedRow, position: int, states: StateSource) -> Work:
-    """position: of the row in the stream of rows."""
-    of_elements, of_passes = row_seeds(config.seed, position)
-    batch = states(row)
-    cod, generator = config.drafter, torch.Generator().manual_seed(of_elements)
+def make_work(run: Run, row: PackedRow, position: int) -> Work:
+    """Get a row's hidden states and draw its elements. position: of the row in the stream of rows."""
+    of_elements, of_passes = row_seeds(run.config.seed, position)
+    batch = run.hidden_states(row)
+    cod, generator = run.config.drafter, torch.Generator().manual_seed(of_elements)
     elements = sample_elements(
         row.loss_mask, row.doc_ids, cod.num_depths, cod.retention, cod.retention_min, generator
     ).to(batch.aux.device)
-    return Work(batch, elements, charged_elements(elements, batch, states.head, state.drafter.d2t), of_passes)
+    charged = charged_elements(elements, batch, run.hidden_states.head, run.drafter.d2t)
+    return Work(batch, elements, charged, of_passes)
 
 
 def backward(

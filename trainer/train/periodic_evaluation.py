@@ -8,36 +8,31 @@ from __future__ import annotations
 
 import time
 
-from trainer.checkpoint.checkpoints import TrainState
-from trainer.config import RunConfig
 from trainer.data.packing import pack
 from trainer.evaluate import evaluate, prompts_of
-from trainer.hidden_states.base import StateSource
-from trainer.inputs import RunInputs
+from trainer.train.assemble import Run
 from trainer.train.progress import Progress
 
 
 class PeriodicEvaluation:
     """Called with the step; writes to the progress output and TensorBoard."""
 
-    def __init__(
-        self, config: RunConfig, inputs: RunInputs, state: TrainState, states: StateSource, progress: Progress
-    ) -> None:
-        self.config, self.inputs, self.state = config, inputs, state
-        self.states, self.progress = states, progress
-        self.rows = pack(inputs.heldout, config.data.row_length)[: config.eval.every_rows]
+    def __init__(self, run: Run, progress: Progress) -> None:
+        config, heldout = run.config, run.inputs.heldout
+        self.run, self.progress = run, progress
+        self.rows = pack(heldout, config.data.row_length)[: config.eval.every_rows]
         count = min(config.eval.every_prompts, config.eval.num_prompts)
-        prompts = prompts_of(inputs.heldout, count, config.eval.prompt_tokens)
+        prompts = prompts_of(heldout, count, config.eval.prompt_tokens)
         self.prompts = [prompt.to(config.device) for prompt in prompts]
 
     def __call__(self, step: int) -> None:
         start = time.perf_counter()
-        drafter = self.state.drafter.eval()
+        run, drafter = self.run, self.run.drafter.eval()
         try:
-            with self.state.weights.whole():
+            with run.state.weights.whole():
                 result = evaluate(
-                    self.config, self.inputs.model, drafter, self.states, self.rows, self.prompts,
-                    self.inputs.eos_token_id,
+                    run.config, run.inputs.model, drafter, run.hidden_states, self.rows, self.prompts,
+                    run.inputs.eos_token_id,
                 )  # fmt: skip
         finally:
             drafter.train()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.config import RunConfig
+from trainer.config.sections import DataConfig
 from trainer.data.documents import Document
 from trainer.inputs import RunInputs
 from trainer.parallel.processes import is_main
@@ -21,10 +21,10 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     path.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def data_summary(config: RunConfig, inputs: RunInputs, num_rows: int) -> dict[str, Any]:
+def data_summary(data: DataConfig, inputs: RunInputs, num_rows: int) -> dict[str, Any]:
     """What the drafter learns from and is measured on, in numbers."""
-    train = {**_counts(config.data.train, inputs.train), "rows": num_rows, "row_length": config.data.row_length}
-    return {"train": train, "heldout": _counts(config.data.heldout, inputs.heldout)}
+    train = {**_counts(data.train, inputs.train), "rows": num_rows, "row_length": data.row_length}
+    return {"train": train, "heldout": _counts(data.heldout, inputs.heldout)}
 
 
 def _counts(sources: Sequence[Any], documents: Sequence[Document]) -> dict[str, Any]:
