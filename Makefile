@@ -20,7 +20,7 @@ help:
 	@echo "make test-vllm  drafts and acceptance against real vLLM on the CPU (3.4 GB, 10 minutes after the demo)"
 	@echo "make test-speculators  logits of a converted head against speculators', in an environment of its own"
 	@echo "make soak       the whole lossless matrix and half an hour of random load (about an hour)"
-	@echo "make lint       ruff and mypy"
+	@echo "make lint       ruff, who may import whom (contracts in pyproject.toml), and mypy"
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; say make PYTHON=python3.11")'
@@ -63,4 +63,4 @@ soak: $(STAMP)
 	@$(RUN) -m pytest -q -s -m soak tests/sglang_backend/test_soak.py
 
 lint: $(STAMP)
-	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy
+	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(VENV)/bin/lint-imports --no-cache --no-logo && $(RUN) -m mypy
