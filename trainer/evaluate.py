@@ -21,7 +21,7 @@ from trainer.data.packing import PackedRow
 from trainer.hidden_states.base import StateSource
 from trainer.parallel.processes import is_main, merged, mine, sum_metrics
 from trainer.sampler import row_seeds
-from trainer.target.lockstep import apart
+from trainer.target.sharded import collective_passes
 
 # Held-out elements are drawn alike in every evaluation, whatever the run's seed.
 COD_SEED = 1
@@ -103,7 +103,7 @@ def teacher_forced(config: RunConfig, drafter: PEagleDrafter, states: StateSourc
     cod = config.drafter
     depths = drafter.config.num_depths or cod.num_depths
     total = None
-    with apart():
+    with collective_passes(states.target):
         for i in tqdm(
             mine(rows), desc="held-out rows", unit="row", leave=False, disable=len(rows) < 2 or not is_main()
         ):
@@ -135,7 +135,7 @@ def measure_acceptance(
 ) -> Acceptance:
     """Greedy `peagle_core.generate.speculate` on every prompt; steps of all prompts weigh alike."""
     done: dict[int, Speculation] = {}
-    with apart():
+    with collective_passes(target):
         for i in tqdm(mine(prompts), desc=f"drafting, K={num_draft_tokens}", unit="prompt", leave=False):
             done[i] = speculate(
                 target, drafter, prompts[i], num_draft_tokens, max_new_tokens, eos_token_id=eos_token_id

@@ -45,7 +45,7 @@ def load_inputs(config: RunConfig, whole: bool = True) -> RunInputs:
     """whole: with the target's layers. Raises InputError, one sentence naming the place, for anything wrong with target
     or data.
     """
-    tokenizer = load_tokenizer(config)
+    tokenizer = load_tokenizer(config.target)
     target = load_target(config) if whole else load_ends(config)
     vocab = len(embedding(target))
     mask_token_id = None

@@ -13,6 +13,7 @@ from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 from peagle_core.target import Ends, target_head
 from trainer.config import RunConfig
+from trainer.config.sections import DrafterConfig
 from trainer.data.documents import Document
 from trainer.data.prepared import PreparedDocuments
 from trainer.data.vocabulary import count_generated, most_frequent
@@ -25,12 +26,14 @@ ROPE_KEYS = (
 )  # fmt: skip
 
 
-def drafter_config(config: RunConfig, target_config: Any, mask_token_id: int | None, vocab_size: int) -> PEagleConfig:
-    """The drafter's config from the run's and the target's (a transformers config). Raises InputError, one sentence.
+def drafter_config(
+    wanted: DrafterConfig, target: str, target_config: Any, mask_token_id: int | None, vocab_size: int
+) -> PEagleConfig:
+    """Derive the drafter's config from what is wanted and from the target's (a transformers config).
 
-    mask_token_id: None for EAGLE-3.
+    target: its name or directory; mask_token_id: None for EAGLE-3. Raises InputError, one sentence.
     """
-    text, wanted = target_config.get_text_config(), config.drafter
+    text = target_config.get_text_config()
     heads = wanted.num_attention_heads or text.num_attention_heads
     shape = PEagleConfig(
         vocab_size=vocab_size,
@@ -51,7 +54,7 @@ def drafter_config(config: RunConfig, target_config: Any, mask_token_id: int | N
         norm_before_fc=wanted.norm_before_fc,
         fc_norm=wanted.fc_norm,
         qk_norm=wanted.qk_norm,
-        target=config.target,
+        target=target,
         hidden_state_design=wanted.hidden_state_design,
     )
     return shape.replace(aux_layer_ids=shape.aux_layer_ids_for(text.num_hidden_layers))
@@ -60,9 +63,12 @@ def drafter_config(config: RunConfig, target_config: Any, mask_token_id: int | N
 def new_drafter(
     config: RunConfig, target: Ends, mask_token_id: int | None, documents: Sequence[Document]
 ) -> PEagleDrafter:
-    """fp32, on the target's device. documents: the training data, counted when draft_vocab_size is smaller than V."""
+    """Make a drafter in float32 on the target's device.
+
+    documents: the training data, counted when draft_vocab_size is smaller than V.
+    """
     table, head = embedding(target), target_head(target)
-    shape = drafter_config(config, target.config, mask_token_id, table.shape[0])
+    shape = drafter_config(config.drafter, config.target, target.config, mask_token_id, table.shape[0])
     check_widths(table, head, shape)
     # The same weights whatever else draws random numbers in this process.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -73,18 +79,21 @@ def new_drafter(
         drafter.embed_tokens.weight.copy_(table)
         drafter.lm_head.weight.copy_(head[vocab.to(head.device)])
         drafter.d2t = vocab - torch.arange(len(vocab))
-    freeze(config, drafter)
+    freeze(drafter, config.drafter)
     return drafter.to(head.device)
 
 
-def freeze(config: RunConfig, drafter: PEagleDrafter) -> None:
-    """What the configuration does not train of embedding and output head."""
-    drafter.embed_tokens.requires_grad_(config.drafter.train_embedding)
-    drafter.lm_head.requires_grad_(config.drafter.train_lm_head)
+def freeze(drafter: PEagleDrafter, wanted: DrafterConfig) -> None:
+    """Take from training what the configuration does not train of embedding and output head."""
+    drafter.embed_tokens.requires_grad_(wanted.train_embedding)
+    drafter.lm_head.requires_grad_(wanted.train_lm_head)
 
 
 def draft_vocabulary(documents: Sequence[Document], vocab_size: int, draft_vocab_size: int) -> Tensor:
-    """int64[V_d], ascending: the ids the target generated most often. Prepared data was counted as a whole."""
+    """Return the ids that the target generated most often, int64[V_d], ascending.
+
+    Prepared data was counted as a whole.
+    """
     if draft_vocab_size == vocab_size:
         return torch.arange(vocab_size)
     if isinstance(documents, PreparedDocuments):
@@ -102,7 +111,7 @@ def _rope_parameters(text: Any) -> dict[str, Any]:
 
 
 def check_widths(table: Tensor, head: Tensor, shape: PEagleConfig) -> None:
-    """Raises InputError unless the target's embedding and output head are as wide as its hidden state."""
+    """Raise InputError unless the target's embedding and output head are as wide as its hidden state."""
     if table.shape[1] != shape.hidden_size or head.shape[1] != shape.hidden_size:
         raise InputError(
             f"the target's embedding is {table.shape[1]} wide and its head {head.shape[1]}, "

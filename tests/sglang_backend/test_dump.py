@@ -88,25 +88,26 @@ def assert_alike(run, direct, served) -> None:
 def check_refusals(config: RunConfig, files) -> None:
     """What is wrong is said before a store is made, or with the first row."""
     head = target_head(load_inputs(config, whole=False).target)
+    of = config.target, config.states.url
     store = files.parent / "store"
     with pytest.raises(
         ConfigError, match=r"captures the states entering layers \[1, 3, 6\], this run wants \[2, 4, 5\]"
     ):
-        EngineStates(config, head, (2, 4, 5), 8, store)
+        EngineStates(*of, head, (2, 4, 5), 8, store)
     row = join([Document(torch.tensor([5, 6, 7]), torch.ones(3, dtype=torch.bool))])
     with pytest.raises(InputError, match=r"aux has shape \(3, 192\), expected \(3, 96\)"):
-        EngineStates(config, head[:, :32], AUX_IDS, 8, store)(row)
-    states = EngineStates(config, head, AUX_IDS, 8, store)
+        EngineStates(*of, head[:, :32], AUX_IDS, 8, store)(row)
+    states = EngineStates(*of, head, AUX_IDS, 8, store)
     with pytest.raises(InputError, match="longer than the model's context length"):
         states(join([Document(torch.arange(600) % VOCAB, torch.ones(600, dtype=torch.bool))]))
     (files / f"{states.prefix}0.safetensors").write_bytes(b"left by a killed run")
-    EngineStates(config, head, AUX_IDS, 8, store)
+    EngineStates(*of, head, AUX_IDS, 8, store)
     assert list(files.iterdir()) == []
     shutil.rmtree(files)
     with pytest.raises(InputError, match="answered and did not write it"):
         states(row)
     with pytest.raises(InputError, match="is not there on this machine"):
-        EngineStates(config, head, AUX_IDS, 8, store)
+        EngineStates(*of, head, AUX_IDS, 8, store)
     files.mkdir()
     assert states(row).aux.shape == (3, 192)  # the server goes on
 

@@ -29,8 +29,7 @@ from trainer.data.packing import PackedRow
 from trainer.parallel import processes
 from trainer.sampler import RowSampler
 from trainer.target.load import weight_bytes
-from trainer.target.lockstep import apart
-from trainer.target.sharded import load_sharded
+from trainer.target.sharded import collective_passes, load_sharded
 from trainer.train import loop
 from trainer.train.assemble import Run, open_run
 from trainer.train.loop import train_step
@@ -165,7 +164,7 @@ def sharded_targets() -> dict[str, bool]:
         made = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
         target = load_sharded(partial(copy.deepcopy, made), torch.device("cpu"))
         sharded = sum(isinstance(p, DTensor) for p in target.parameters())
-        with apart(), torch.no_grad():
+        with collective_passes(target), torch.no_grad():
             for _ in range(1 + processes.rank()):
                 states = target(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
         if processes.is_main():
@@ -186,7 +185,7 @@ def fails_before_a_pass() -> list[str]:
     try:
         if processes.rank() == 1:
             raise processes.send_error(InputError("no head"))
-        with apart(), torch.no_grad():
+        with collective_passes(target), torch.no_grad():
             target(input_ids=torch.zeros(1, 3, dtype=torch.int64))
         words = "nothing"
     except InputError as error:
@@ -206,7 +205,7 @@ def errors(target: Path, data: Path, directory: Path) -> dict[str, list[str]]:
 
     told = {}
     for name, work in {
-        "apart": _fails_apart,
+        "passes": _fails_in_its_passes,
         "sent": _sends,
         "same": _differs,
         "shared": _not_shared,
@@ -222,8 +221,8 @@ def errors(target: Path, data: Path, directory: Path) -> dict[str, list[str]]:
     return told
 
 
-def _fails_apart() -> None:
-    with apart():
+def _fails_in_its_passes() -> None:
+    with collective_passes(None):
         if processes.rank() == 1:
             raise InputError("row 7 is wrong")
 

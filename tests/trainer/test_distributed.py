@@ -171,7 +171,7 @@ def test_only_the_first_process_speaks_and_writes(place):
 
 def test_what_one_process_finds_wrong_all_say(two):
     for name, says in {
-        "apart": "process 1 on ",
+        "passes": "process 1 on ",
         "sent": "no such file",
         "same": "the data of process 1 differs from process 0's",
         "shared": "is not the same place for process 1",

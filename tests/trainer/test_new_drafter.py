@@ -71,14 +71,14 @@ def test_rope_scaling_and_head_dim_come_from_the_target(run_config):
         "original_max_position_embeddings": 8192,
     }
     target = LlamaConfig(hidden_size=24, num_attention_heads=3, num_hidden_layers=8, head_dim=16, rope_parameters=rope)
-    shape = drafter_config(run_config, target, 7, target.vocab_size)
+    shape = drafter_config(run_config.drafter, run_config.target, target, 7, target.vocab_size)
     assert shape.head_dim == 16
     assert {key: shape.rope_parameters[key] for key in rope} == rope
 
 
 def test_rope_of_full_attention_is_taken_where_a_target_has_several_kinds(run_config):
     target = AutoConfig.for_model("gemma3_text", num_hidden_layers=8)
-    shape = drafter_config(run_config, target, 7, target.vocab_size)
+    shape = drafter_config(run_config.drafter, run_config.target, target, 7, target.vocab_size)
     assert shape.rope_parameters["rope_theta"] == target.rope_parameters["full_attention"]["rope_theta"]
     assert "full_attention" not in shape.rope_parameters
 

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     peak = measure_ceilings(device, dtype).flops if device.type == "cuda" else None
     torch.manual_seed(config.seed)
     drafter = PEagleDrafter(drafter_shape(config, target)).to(device)
-    freeze(config, drafter)
+    freeze(drafter, config.drafter)
     chip = torch.cuda.get_device_name(device) if peak else f"CPU, {torch.get_num_threads()} threads"
     product = "" if peak is None else f"; a matrix product {peak / 1e12:.1f} TFLOP/s"
     print(f"{chip}; torch {torch.__version__}; {config.precision}{product}")

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from peagle_core.errors import InputError
 from peagle_core.training import Batch
@@ -13,10 +14,15 @@ from trainer.data.packing import PackedRow
 
 
 class StateSource(Protocol):
-    """head: [V, H_t], the weight of the target's output head, on the training device."""
+    """head: [V, H_t], the weight of the target's output head, on the training device; target: the model that computes
+    states in this process, None where none does.
+    """
 
     @property
     def head(self) -> Tensor: ...
+
+    @property
+    def target(self) -> PreTrainedModel | None: ...
 
     def __call__(self, row: PackedRow) -> Batch:
         """The row with its aux and final states: float32 (as the drafter's master weights are), on the training device.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from peagle_core.errors import InputError
 from peagle_core.training import Batch
@@ -21,6 +22,10 @@ class CachedStates:
 
     def __init__(self, store: StateStore, head: Tensor, maker: StateSource | None = None) -> None:
         self.store, self.head, self.maker = store, head, maker
+
+    @property
+    def target(self) -> PreTrainedModel | None:
+        return None if self.maker is None else self.maker.target
 
     def __call__(self, row: PackedRow) -> Batch:
         documents = row.input_ids.split(row.lengths)

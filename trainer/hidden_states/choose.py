@@ -38,7 +38,7 @@ def open_states(
     directory, generate = config.states_directory, config.states.on_miss == "generate"
     head = target_head(inputs.target)
     if not generate or (directory / INDEX).is_file():
-        store = read_store(directory, _meaning(config, inputs, aux_layer_ids))
+        store = read_store(directory, _meaning(config.target, inputs, aux_layer_ids))
         missing = _first_missing(store, needed)
         if missing is None:
             return CachedStates(store, head)
@@ -61,13 +61,20 @@ def open_to_add(
     """
     make: Callable[[], StateSource]
     if config.states.engine == "sglang":
-        engine = EngineStates(config, target_head(inputs.target), aux_layer_ids, inputs.num_target_layers, directory)
+        engine = EngineStates(
+            config.target,
+            config.states.url,
+            target_head(inputs.target),
+            aux_layer_ids,
+            inputs.num_target_layers,
+            directory,
+        )
         made_by, make = engine.made_by, lambda: engine
     else:
         made_by = f"transformers, {str(embedding(inputs.target).dtype).removeprefix('torch.')}"
         make = partial(_in_process, config, aux_layer_ids)
     settings = {
-        **_meaning(config, inputs, aux_layer_ids), "dtype": config.states.dtype, "made by": made_by
+        **_meaning(config.target, inputs, aux_layer_ids), "dtype": config.states.dtype, "made by": made_by
     }  # fmt: skip
     return store_to_add_to(directory, settings, config.states.tokens_per_shard), make
 
@@ -111,14 +118,13 @@ def remove(states: StateSource) -> None:
 
 
 def target_bytes(inputs: RunInputs, states: StateSource) -> int:
-    """Of the target's weights in this process."""
-    maker = states.maker if isinstance(states, CachedStates) else states
-    return weight_bytes(maker.target if isinstance(maker, InProcessStates) else inputs.target)
+    """Return the bytes of the target's weights in this process."""
+    return weight_bytes(states.target or inputs.target)
 
 
-def _meaning(config: RunConfig, inputs: RunInputs, aux_layer_ids: tuple[int, ...]) -> dict[str, Any]:
+def _meaning(target: str, inputs: RunInputs, aux_layer_ids: tuple[int, ...]) -> dict[str, Any]:
     return {
-        "target": target_digest(config.target),
+        "target": target_digest(target),
         "hidden_size": embedding(inputs.target).shape[1],
         "aux_layer_ids": list(aux_layer_ids),
     }

@@ -46,7 +46,7 @@ def run_extract(config: RunConfig, directory: Path | None = None, yes: bool = Fa
     directory = directory or config.states_directory
     inputs = load_inputs(config, whole=False)
     vocab_size = len(embedding(inputs.target))
-    shape = drafter_config(config, inputs.target.config, inputs.mask_token_id, vocab_size)
+    shape = drafter_config(config.drafter, config.target, inputs.target.config, inputs.mask_token_id, vocab_size)
     aux_layer_ids = shape.aux_layer_ids_for(inputs.num_target_layers)
     store, make = open_to_add(config, inputs, aux_layer_ids, directory)
     every = [pack(documents, config.data.row_length) for documents in (inputs.train, inputs.heldout)]

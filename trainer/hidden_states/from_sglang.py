@@ -20,7 +20,6 @@ from torch import Tensor
 from peagle_core.config import default_aux_layer_ids
 from peagle_core.errors import InputError
 from peagle_core.training import Batch
-from trainer.config import RunConfig
 from trainer.data.packing import PackedRow
 from trainer.errors import ConfigError
 from trainer.hidden_states.base import batch_of
@@ -37,28 +36,30 @@ class EngineStates:
     """
 
     rows_at_once = 16
+    target = None
 
     def __init__(
         self,
-        config: RunConfig,
+        target: str,
+        url: str | None,
         head: Tensor,
         aux_layer_ids: tuple[int, ...],
         num_target_layers: int,
         store: Path,
     ) -> None:
         self.head = head
-        self.launch = launch_line(config.target, aux_layer_ids)
-        if config.states.url is None:
+        self.launch = launch_line(target, aux_layer_ids)
+        if url is None:
             raise ConfigError(f"states.engine: sglang needs states.url, of a server started with `{self.launch}`")
-        self.url = config.states.url
+        self.url = url
         self.http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(TIMEOUT, connect=CONNECT_TIMEOUT))
         info = self._ask("GET", "/server_info")
         self.directory = self._directory(info)
         self._check_layers(info, aux_layer_ids, num_target_layers)
         quantised = f", {info['quantization']}" if info.get("quantization") else ""
         self.made_by = f"sglang, {info.get('dtype')}{quantised}"
-        if info.get("model_path") != config.target:
-            print(f"{self.url} serves {info.get('model_path')}; its states are taken for those of {config.target}")
+        if info.get("model_path") != target:
+            print(f"{self.url} serves {info.get('model_path')}; its states are taken for those of {target}")
         # Who asks: what a killed run left is known by it when the run goes on.
         place = f"{store.absolute()} {processes.rank()}"
         self.prefix = f"states-{hashlib.sha256(place.encode()).hexdigest()[:12]}-"

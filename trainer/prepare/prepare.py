@@ -19,6 +19,7 @@ from transformers import AutoConfig
 from peagle_core.atomic import finish_directory, replace_file
 from peagle_core.errors import InputError
 from trainer.config import RunConfig
+from trainer.config.sections import DataConfig
 from trainer.data.documents import nothing_supervised
 from trainer.data.prepared import (
     FORMAT,
@@ -47,7 +48,7 @@ def run_prepare(config: RunConfig, directory: Path | None = None) -> Path:
     directory = directory or config.output / "data"
     if is_prepared(config.data.train):
         raise ConfigError(f"data.train: {config.data.train[0]} is prepared already")
-    tokenizer, vocab_size = load_tokenizer(config), _vocab_size(config.target)
+    tokenizer, vocab_size = load_tokenizer(config.target), _vocab_size(config.target)
     if (config.drafter.draft_vocab_size or 0) > vocab_size:
         raise ConfigError(f"drafter.draft_vocab_size exceeds the target's vocabulary of {vocab_size}")
     surveys = [survey(source, config.data.documents_per_shard) for source in config.data.train]
@@ -67,8 +68,9 @@ def run_prepare(config: RunConfig, directory: Path | None = None) -> Path:
         with held(partial, "prepare"):
             begin(partial, settings)
             try:
-                _make(config, vocab_size, partial, parts)
-                summary = _complete(config, vocab_size, partial, settings, len(parts))
+                _make(config.target, config.data, vocab_size, partial, parts)
+                draft_vocab_size = config.drafter.draft_vocab_size or vocab_size
+                summary = _complete(config.data.train, vocab_size, draft_vocab_size, partial, settings, len(parts))
             except InputError:
                 # The data must change before the next attempt, so nothing made of it will be of use.
                 shutil.rmtree(partial)
@@ -93,18 +95,23 @@ def _check_finished(directory: Path, settings: dict[str, Any]) -> None:
     print(f"{directory}: prepared already, every checksum is right")
 
 
-def _make(config: RunConfig, vocab_size: int, partial: Path, parts: list[Part]) -> None:
+def _make(target: str, data: DataConfig, vocab_size: int, partial: Path, parts: list[Part]) -> None:
     """Every shard that is not there yet."""
     paths = [partial / shard_name(number) for number in range(len(parts))]
     missing = [(part, path) for part, path in zip(parts, paths, strict=True) if finished_shard(path) is None]
     total, left = (sum(part.count or 0 for part in some) for some in (parts, [part for part, _ in missing]))
     with tqdm(total=total, initial=total - left, desc="prepare", unit="record", dynamic_ncols=True) as bar:
-        for records in make_shards(config, vocab_size, missing):
+        for records in make_shards(target, data, vocab_size, missing):
             bar.update(records)
 
 
 def _complete(
-    config: RunConfig, vocab_size: int, partial: Path, settings: dict[str, Any], num_shards: int
+    sources: tuple[str, ...],
+    vocab_size: int,
+    draft_vocab_size: int,
+    partial: Path,
+    settings: dict[str, Any],
+    num_shards: int,
 ) -> dict[str, Any]:
     """Counts, summary and, last, the index; the notes of single shards are removed."""
     notes, totals, paths = [], Totals(vocab_size), [partial / shard_name(i) for i in range(num_shards)]
@@ -118,11 +125,10 @@ def _complete(
         read = {key: count + counts[key] for key, count in read.items()}
         notes.append(note)
     if not len(totals.document_lengths):
-        raise nothing_supervised(config.data.train)
-    size = config.drafter.draft_vocab_size or vocab_size
-    summary = summarise(totals, read, sorted({*usual_sizes(vocab_size), size}))
+        raise nothing_supervised(sources)
+    summary = summarise(totals, read, sorted({*usual_sizes(vocab_size), draft_vocab_size}))
     counts = {"token_counts": totals.token_counts, "generated_counts": totals.generated_counts}
-    reduced = draft_map(totals.generated_counts, size) if size < vocab_size else {}
+    reduced = draft_map(totals.generated_counts, draft_vocab_size) if draft_vocab_size < vocab_size else {}
     replace_file(partial / VOCABULARY, save({**counts, **reduced}))
     replace_file(partial / "summary.json", _json(summary))
     replace_file(partial / "histograms.png", draw_histograms(totals))

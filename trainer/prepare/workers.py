@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from trainer.config import RunConfig
+from trainer.config.sections import DataConfig
 from trainer.data.documents import Document, ReadReport, useful_documents
 from trainer.data.shards import write_shard
 from trainer.data.sources import Part, read
@@ -26,21 +26,21 @@ Job = tuple[Part, Path]
 _make = None
 
 
-def make_shards(config: RunConfig, vocab_size: int, jobs: list[Job]) -> Iterator[int]:
+def make_shards(target: str, data: DataConfig, vocab_size: int, jobs: list[Job]) -> Iterator[int]:
     """Write every shard, yielding its number of records, in order. Raises InputError of the first bad part."""
-    workers = min(config.data.workers or len(os.sched_getaffinity(0)), len(jobs))
+    workers = min(data.workers or len(os.sched_getaffinity(0)), len(jobs))
     if workers <= 1:
-        yield from map(_maker(config, vocab_size), jobs)
+        yield from map(_maker(target, vocab_size, data.max_length), jobs)
         return
     # A fork of this process would inherit its threads' locks; forks of a process that only imported this module do not.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(workers, context, _start_worker, (config, vocab_size)) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (target, vocab_size, data.max_length)) as pool:
         yield from pool.map(_work, jobs)
 
 
-def _maker(config: RunConfig, vocab_size: int) -> partial[int]:
-    return partial(make_shard, load_tokenizer(config), vocab_size, config.data.max_length)
+def _maker(target: str, vocab_size: int, max_length: int) -> partial[int]:
+    return partial(make_shard, load_tokenizer(target), vocab_size, max_length)
 
 
 def make_shard(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, max_length: int, job: Job) -> int:
@@ -54,13 +54,13 @@ def make_shard(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, max_l
     return part.count or 0
 
 
-def _start_worker(config: RunConfig, vocab_size: int) -> None:
+def _start_worker(target: str, vocab_size: int, max_length: int) -> None:
     global _make
     # Control-C goes to the parent, which lets the shards under way be finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _make = _maker(config, vocab_size)
+    _make = _maker(target, vocab_size, max_length)
 
 
 def _work(job: Job) -> int:

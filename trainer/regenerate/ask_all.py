@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from tqdm import tqdm
 
 from peagle_core.errors import InputError
-from trainer.config import RunConfig
+from trainer.config.sections import RegenerateConfig
 from trainer.data.chat import ShownReasoning
 from trainer.regenerate.journal import Journal
 from trainer.regenerate.openai_server import AnswerServer
@@ -21,15 +21,20 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 async def ask_all(
-    config: RunConfig, server: AnswerServer, journal: Journal, reasoning: ShownReasoning | None
+    sources: Sequence[str],
+    options: RegenerateConfig,
+    server: AnswerServer,
+    journal: Journal,
+    reasoning: ShownReasoning | None,
 ) -> signal.Signals | None:
-    """Returns the signal that ended it early, which loses only the answers under way, else None.
+    """Ask what the journal lacks. Returns the signal that ended it early, which loses only the answers under way, else
+    None.
 
     reasoning: where the target's template shows it; needed for conversations. Raises InputError when the server is gone
     or talks nonsense, OSError when the disk takes no more.
     """
     loop, received = asyncio.get_running_loop(), []
-    work = asyncio.ensure_future(_ask_with_bar(config, server, journal, reasoning))
+    work = asyncio.ensure_future(_ask_with_bar(_todo(sources, journal), options, server, journal, reasoning))
 
     def stop(number: signal.Signals) -> None:
         received.append(number)
@@ -51,9 +56,13 @@ async def ask_all(
 
 
 async def _ask_with_bar(
-    config: RunConfig, server: AnswerServer, journal: Journal, reasoning: ShownReasoning | None
+    todo: Iterator[tuple[int, Question]],
+    options: RegenerateConfig,
+    server: AnswerServer,
+    journal: Journal,
+    reasoning: ShownReasoning | None,
 ) -> None:
-    seed, todo = config.regenerate.seed, _todo(config, journal)
+    seed = options.seed
     with tqdm(
         total=journal.total, initial=len(journal), desc="regenerate", unit="record", dynamic_ncols=True, mininterval=1
     ) as bar:
@@ -70,14 +79,14 @@ async def _ask_with_bar(
         ticker = asyncio.create_task(_tell_speed(bar, server))
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(config.regenerate.concurrency, journal.total - len(journal))):
+                for _ in range(min(options.concurrency, journal.total - len(journal))):
                     group.create_task(work())
         finally:
             ticker.cancel()
 
 
-def _todo(config: RunConfig, journal: Journal) -> Iterator[tuple[int, Question]]:
-    every = enumerate(islice(questions(config.data.train), journal.total))
+def _todo(sources: Sequence[str], journal: Journal) -> Iterator[tuple[int, Question]]:
+    every = enumerate(islice(questions(sources), journal.total))
     return ((number, question) for number, question in every if number not in journal)
 
 

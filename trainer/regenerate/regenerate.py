@@ -57,18 +57,18 @@ def run_regenerate(config: RunConfig, path: Path | None = None) -> signal.Signal
     if path.exists():
         _check_finished(path, settings)
         return None
-    total, kinds = _check_data(config)
-    reasoning = shown_reasoning(load_tokenizer(config)) if True in kinds else None
+    total, kinds = _check_data(config.data.train)
+    reasoning = shown_reasoning(load_tokenizer(config.target)) if True in kinds else None
     with asyncio.Runner() as runner:
         server = AnswerServer(config.regenerate)
         try:
             served = runner.run(_meet(server, kinds))
-            _introduce(config, served)
+            _introduce(config.target, config.regenerate.url, served)
             settings[MODEL] = served.model
             with held(partial_of(path), "regenerate"):
                 begin(partial_of(path), settings)
                 with closing(Journal(partial_of(path) / JOURNAL, total)) as journal:
-                    if stopped := runner.run(ask_all(config, server, journal, reasoning)):
+                    if stopped := runner.run(ask_all(config.data.train, config.regenerate, server, journal, reasoning)):
                         done = f"{len(journal)} of {total} records"
                         print(f"{stopped.name}: stopped after {done}; run it again to continue")
                         return stopped
@@ -115,18 +115,18 @@ def _check_finished(path: Path, settings: dict[str, Any]) -> None:
     print(f"{path}: regenerated already, its checksum is right")
 
 
-def _check_data(config: RunConfig) -> tuple[int, set[bool]]:
+def _check_data(sources: tuple[str, ...]) -> tuple[int, set[bool]]:
     """(number of records, which kinds there are: conversations, texts to continue), after reading every one of them.
 
     What is malformed must show before hours of answers depend on the data being as it is.
     """
     total, kinds = 0, set()
-    for question in tqdm(questions(config.data.train), desc="read", unit="record", leave=False, dynamic_ncols=True):
+    for question in tqdm(questions(sources), desc="read", unit="record", leave=False, dynamic_ncols=True):
         total += 1
         if question.turns or question.prompt is not None:
             kinds.add(question.is_chat)
     if not kinds:
-        raise InputError(f"{', '.join(config.data.train)}: nothing to ask, no record has a question")
+        raise InputError(f"{', '.join(sources)}: nothing to ask, no record has a question")
     return total, kinds
 
 
@@ -137,12 +137,12 @@ async def _meet(server: AnswerServer, kinds: set[bool]) -> Served:
     return served
 
 
-def _introduce(config: RunConfig, served: Served) -> None:
+def _introduce(target: str, url: str, served: Served) -> None:
     context = f", context {served.context} tokens" if served.context else ""
-    print(f"server: {config.regenerate.url}, model {served.model}{context}")
-    if Path(served.model).name != Path(config.target).name:
+    print(f"server: {url}, model {served.model}{context}")
+    if Path(served.model).name != Path(target).name:
         print(
-            f"note: the target is called {config.target}, the server's model {served.model}; only answers of the very "
+            f"note: the target is called {target}, the server's model {served.model}; only answers of the very "
             "target are of use"
         )
 

@@ -102,7 +102,7 @@ def drafter_shape(config: RunConfig, target: PreTrainedModel) -> PEagleConfig:
     mask_token_id = config.drafter.mask_token_id
     if mask_token_id is None and config.algorithm == "peagle":
         mask_token_id = table.shape[0] - 1  # stands for the one that a run will choose
-    shape = drafter_config(config, target.config, mask_token_id, table.shape[0])
+    shape = drafter_config(config.drafter, config.target, target.config, mask_token_id, table.shape[0])
     check_widths(table, head, shape)
     if head.shape[0] != table.shape[0]:
         raise InputError(f"the target's embedding has {table.shape[0]} rows and its output head {head.shape[0]}")
@@ -113,7 +113,7 @@ def fake_drafter(config: RunConfig, shape: PEagleConfig) -> PEagleDrafter:
     """To be called, and used, in a FakeTensorMode."""
     # Scaled rotary embeddings may look at values; the type changes no size.
     drafter = PEagleDrafter(shape.replace(rope_parameters={"rope_type": "default", "rope_theta": 10000.0}))
-    freeze(config, drafter)
+    freeze(drafter, config.drafter)
     return drafter
 
 

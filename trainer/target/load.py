@@ -32,7 +32,7 @@ LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
 def load_target(config: RunConfig) -> PreTrainedModel:
-    """The frozen target on the run's device, sharded under `parallel: fsdp`.
+    """Load the frozen target onto the run's device, sharded under `parallel: fsdp`.
 
     target_dtype "auto": float32 on a CPU, as stored elsewhere.
     """
@@ -65,11 +65,11 @@ class TargetEnds:
 
 
 def load_ends(config: RunConfig) -> TargetEnds:
-    """Embedding and output head on the run's device, in the dtype of `load_target`; no layer is read."""
+    """Load embedding and output head onto the run's device, in the dtype of `load_target`; no layer is read."""
     try:
         whole = AutoConfig.from_pretrained(config.target)
     except LOAD_ERRORS as error:
-        raise _cannot_be_loaded(config, error) from None
+        raise _cannot_be_loaded(config.target, error) from None
     bare = copy.deepcopy(whole)
     text = bare.get_text_config()
     text.num_hidden_layers = 0
@@ -88,25 +88,25 @@ def load_ends(config: RunConfig) -> TargetEnds:
     return ends
 
 
-def load_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase | None:
-    """The target's tokenizer, or None for a local target without one (tokenised data needs none)."""
+def load_tokenizer(target: str) -> PreTrainedTokenizerBase | None:
+    """Load the target's tokenizer; None for a local target without one (tokenised data needs none)."""
     try:
-        return AutoTokenizer.from_pretrained(config.target)
+        return AutoTokenizer.from_pretrained(target)
     except (OSError, ValueError, KeyError) as error:
-        if Path(config.target).is_dir() and not any(Path(config.target).glob("*token*")):
+        if Path(target).is_dir() and not any(Path(target).glob("*token*")):
             return None
-        raise InputError(f"the tokenizer of {config.target!r} cannot be loaded ({first_line(error)})") from None
+        raise InputError(f"the tokenizer of {target!r} cannot be loaded ({first_line(error)})") from None
 
 
 def embedding(target: Ends) -> Tensor:
-    """[V, H_t]: the target's input embedding; V may exceed what its tokenizer knows."""
+    """Return the target's input embedding, [V, H_t]; V may exceed what its tokenizer knows."""
     weight = target.get_input_embeddings().weight
     assert isinstance(weight, Tensor)
     return weight.detach()
 
 
 def weight_bytes(target: PreTrainedModel | TargetEnds) -> int:
-    """In this process, while it runs."""
+    """Return the bytes that the target's weights take in this process while it runs."""
     sharded = gathered_bytes(target) if isinstance(target, nn.Module) else 0
     return sharded + sum(local(p).nbytes for p in target.parameters())
 
@@ -122,11 +122,11 @@ def _load(config: RunConfig, options: dict[str, Any]) -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(config.target, dtype=dtype, **options)
     except LOAD_ERRORS as error:
-        raise _cannot_be_loaded(config, error) from None
+        raise _cannot_be_loaded(config.target, error) from None
 
 
-def _cannot_be_loaded(config: RunConfig, error: Exception) -> InputError:
-    return InputError(f"target {config.target!r} cannot be loaded ({first_line(error)})")
+def _cannot_be_loaded(target: str, error: Exception) -> InputError:
+    return InputError(f"target {target!r} cannot be loaded ({first_line(error)})")
 
 
 @contextmanager

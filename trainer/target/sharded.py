@@ -2,11 +2,17 @@
 
 Embedding, final norm and output head stay whole in every process: the drafter starts from them and the loss reads them.
 The first process loads the target on the CPU; the others never hold more than a tensor of it beside their pieces.
+
+So a pass of one process is a pass of all. Processes need different numbers of them (rows of other lengths, drafts that
+are accepted or not), which nobody knows beforehand: before each pass a process tells the others that it has work, and
+one that has none left runs along with a single token until nobody has (`collective_passes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,16 +23,17 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from peagle_core.errors import InputError
+from peagle_core.target import target_head
 from trainer.parallel import processes
-from trainer.target.lockstep import keep_together
 
 Kind = tuple[torch.Size, torch.dtype]
 
 
 def load_sharded(load: Callable[[], PreTrainedModel], device: torch.device) -> PreTrainedModel:
-    """load: reads the whole target on the CPU; called in the first process. Every pass is then one of all processes.
+    """Divide a target over the processes; every pass of it is then one of all, inside `collective_passes`.
 
-    Raises InputError where the target has no layers that transformers knows how to place, or unusual weights.
+    load: reads the whole target on the CPU; called in the first process. Raises InputError where the target has no
+    layers that transformers knows how to place, or unusual weights.
     """
     whole = load() if processes.is_main() else None
     kinds: dict[str, Kind] = {name: (t.shape, t.dtype) for name, t in _tensors(whole).items()}
@@ -54,17 +61,67 @@ def load_sharded(load: Callable[[], PreTrainedModel], device: torch.device) -> P
     target.tie_weights()
     _fill(target, whole, kinds, device)
     target.requires_grad_(False).eval()
-    keep_together(target)
+    target.passes = _Passes(target)  # type: ignore[assignment]
     return target
 
 
+@contextmanager
+def collective_passes(target: PreTrainedModel | None) -> Iterator[None]:
+    """Run work whose only collective call is the target's forward pass. Every process must enter.
+
+    target: the one that may be run inside, None where none is. Where it is sharded, a process that finishes runs dummy
+    passes until all are done. An InputError or OSError of one process is raised in all.
+    """
+    passes: _Passes | None = getattr(target, "passes", None)
+    if passes is not None:
+        processes.exchange(None)  # who failed before this says so here, not in the middle of a pass
+    error: Exception | None = None
+    try:
+        yield
+    except (InputError, OSError) as raised:
+        error = raised
+    if passes is not None:
+        passes.run_along()
+    if error is not None:
+        processes.exchange(error)
+        raise error
+    processes.exchange(None)
+
+
+class _Passes:
+    """The passes of a sharded target. idle: this process has no work left and only runs along."""
+
+    def __init__(self, target: PreTrainedModel) -> None:
+        self.target, self.idle = target, False
+        target.register_forward_pre_hook(self._announce, prepend=True)
+
+    def _announce(self, *_: Any) -> None:
+        if not self.idle:
+            dist.all_reduce(torch.ones((), dtype=torch.int32))
+
+    @torch.no_grad()
+    def run_along(self) -> None:
+        """Run a single token whenever another process runs the target, until none has work left."""
+        token = torch.zeros(1, 1, dtype=torch.int64, device=target_head(self.target).device)
+        self.idle = True
+        try:
+            while True:
+                working = torch.zeros((), dtype=torch.int32)
+                dist.all_reduce(working)
+                if not working:
+                    return
+                self.target(input_ids=token, use_cache=False, logits_to_keep=1)
+        finally:
+            self.idle = False
+
+
 def target_layers(target: PreTrainedModel) -> list[nn.Module]:
-    """What transformers keeps on one device when it places a model on several."""
+    """Return the modules that transformers keeps on one device when it places a model on several."""
     return [m for m in target.modules() if type(m).__name__ in (target._no_split_modules or ())]
 
 
 def gathered_bytes(target: nn.Module) -> int:
-    """What a pass of a sharded target has whole beside the pieces: the layer that runs and the next one."""
+    """Return the bytes that a pass of a sharded target adds to the pieces: the layer that runs and the next one."""
     layers = [m for m in target.modules() if isinstance(m, FSDPModule) and m is not target]
     return 2 * max((sum(p.nbytes for p in layer.parameters()) for layer in layers), default=0)
 
@@ -75,7 +132,7 @@ def _tensors(model: nn.Module | None) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _fill(target: nn.Module, whole: nn.Module | None, kinds: dict[str, Kind], device: torch.device) -> None:
-    """One tensor after the other, from the first process to all."""
+    """Send one tensor after the other from the first process to all."""
     source = _tensors(whole)
     for name, tensor in _tensors(target).items():
         shape, dtype = kinds[name]

@@ -27,7 +27,7 @@ from trainer.data.packing import PackedRow
 from trainer.parallel import processes
 from trainer.parallel.drafter_weights import clip_gradients, local
 from trainer.sampler import row_seeds
-from trainer.target.lockstep import apart
+from trainer.target.sharded import collective_passes
 from trainer.train.assemble import Run
 from trainer.train.progress import Progress, peak_bytes
 
@@ -78,7 +78,7 @@ def train_step(run: Run) -> tuple[DraftMetrics | None, float]:
     config, state = run.config, run.state
     first = state.sampler.position
     taken = state.sampler.take(config.optim.rows_per_step)
-    with apart():
+    with collective_passes(run.hidden_states.target):
         work = [make_work(run, run.rows[taken[i]], first + i) for i in processes.mine(taken)]
     charged, tokens = (int(sum(row.charged.sum() for row in work)), sum(len(row.batch.input_ids) for row in work))
     shares = processes.exchange((charged, tokens))
