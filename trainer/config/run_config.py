@@ -9,6 +9,7 @@ import torch
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from peagle_core.atomic import replace_file
 from peagle_core.attention import BACKENDS
 from peagle_core.training import MODES
 from trainer.config.eagle3 import fill_in, misfits
@@ -160,9 +161,9 @@ class RunConfig(Section):
         return self.states.directory or self.output / "states"
 
     def save(self, path: Path) -> None:
-        """Write the resolved configuration as YAML that `load_config` takes again."""
+        """Write the resolved configuration, whole or not at all, as YAML that `load_config` takes again."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+        replace_file(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False).encode())
 
 
 def _choice(value: str, choices: tuple[str, ...]) -> str:

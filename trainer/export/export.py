@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from trainer.config import RunConfig
 from trainer.evaluate import prompts_of
 from trainer.export.model_card import model_card
 from trainer.inputs import load_inputs
+from trainer.train.run_directory import read_record
 
 VERIFY_PROMPTS = 2
 
@@ -41,7 +41,7 @@ def run_export(
     drafter = load_trained(checkpoint)
     refuse_experiments(drafter.config)
     step = read_step(checkpoint)
-    data, metrics = _read(config.output / "data.json"), _read(config.output / "metrics.json")
+    data, metrics = read_record(config.output / "data.json"), read_record(config.output / "metrics.json")
     if metrics is not None and metrics.get("step") != step:
         print(f"{config.output / 'metrics.json'} is of another step and is left out")
         metrics = None
@@ -60,15 +60,6 @@ def run_export(
         raise InputError(f"{destination}: cannot be written ({error})") from None
     print(f"{checkpoint} -> {destination}")
     return destination
-
-
-def _read(path: Path) -> dict | None:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON ({error.msg})") from None
 
 
 def _verify(config: RunConfig, head: Path) -> None:
