@@ -1,38 +1,52 @@
-"""The README.md of an exported head: what it is, how to serve it, what it was trained on, how good it is."""
+"""The README.md of an exported head: model_card.md, filled in.
+
+It says what the head is, how to serve it, what it was trained on and how good it is.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from importlib import resources
+from string import Template
 from typing import Any
 
 from peagle_core.config import PEagleConfig
 from trainer.config import RunConfig
 
+PEAGLE = {
+    "name": "P-EAGLE",
+    "what": "A P-EAGLE head (parallel-drafting EAGLE-3, arXiv 2602.01469)",
+    "how": "in one pass",
+    "sglang": "SGLang and the `peagle` plugin",
+    "tags": "speculative-decoding, eagle3, p-eagle, sglang",
+}
+EAGLE3 = {
+    "name": "EAGLE-3",
+    "what": "An EAGLE-3 head (arXiv 2503.01840)",
+    "how": "one after the other",
+    "sglang": "SGLang",
+    "tags": "speculative-decoding, eagle3, sglang",
+}
+
 
 def model_card(
     config: RunConfig, drafter: PEagleConfig, step: int, data: dict[str, Any] | None, metrics: dict[str, Any] | None
 ) -> str:
-    """data, metrics: the records of data.json and metrics.json, None where the run has none."""
-    name, what, how = "P-EAGLE", "A P-EAGLE head (parallel-drafting EAGLE-3, arXiv 2602.01469)", "in one pass"
-    if drafter.autoregressive:
-        name, what, how = "EAGLE-3", "An EAGLE-3 head (arXiv 2503.01840)", "one after the other"
-    parts = [
-        _header(config, drafter),
-        f"# {name} drafter for {config.target}\n\n{what}: it drafts up to {drafter.num_depths} tokens {how} for "
-        f"{config.target} and for no other model. It changes the speed of generation, not its output.",
-        _serving(config, drafter),
-        _drafter(config, drafter, step),
-        _data(data),
-        _metrics(metrics),
-    ]
-    return "\n\n".join(parts) + "\n"
+    """Fill in model_card.md. data, metrics: the records of data.json and metrics.json, None where the run has none."""
+    template = Template(resources.files(__package__).joinpath("model_card.md").read_text())
+    return template.substitute(
+        EAGLE3 if drafter.autoregressive else PEAGLE,
+        target=config.target,
+        num_drafts=drafter.num_depths,
+        sglang_command=_sglang_command(config.target, drafter),
+        vllm_command=_vllm_command(config.target, drafter),
+        drafter=_drafter(config, drafter, step),
+        data=_data(data),
+        results=_results(metrics),
+    )
 
 
-def _header(config: RunConfig, drafter: PEagleConfig) -> str:
-    tags = ["speculative-decoding", "eagle3", *([] if drafter.autoregressive else ["p-eagle"]), "sglang"]
-    return f"---\nbase_model: {config.target}\ntags: [{', '.join(tags)}]\n---"
-
-
-def _serving(config: RunConfig, drafter: PEagleConfig) -> str:
+def _sglang_command(target: str, drafter: PEagleConfig) -> str:
     k = drafter.num_depths or 1
     chain = (
         f" \\\n        --speculative-eagle-topk 1 --speculative-num-draft-tokens {k + 1}"
@@ -40,12 +54,17 @@ def _serving(config: RunConfig, drafter: PEagleConfig) -> str:
         else ""
     )
     return (
-        f"## Serving\n\nWith SGLang{'' if drafter.autoregressive else ' and the `peagle` plugin'}:\n\n"
-        f"    python -m sglang.launch_server --model-path {config.target} "
+        f"python -m sglang.launch_server --model-path {target} "
         f"--speculative-algorithm {'EAGLE3' if drafter.autoregressive else 'PEAGLE'} \\\n"
-        f"        --speculative-draft-model-path THIS_DIRECTORY --speculative-num-steps {k}{chain}\n\nWith vLLM:\n\n"
-        f'    vllm serve {config.target} --speculative-config \'{{"method": "eagle3", "model": "THIS_DIRECTORY", '
-        f'"num_speculative_tokens": {k}, "parallel_drafting": {str(not drafter.autoregressive).lower()}}}\''
+        f"        --speculative-draft-model-path THIS_DIRECTORY --speculative-num-steps {k}{chain}"
+    )
+
+
+def _vllm_command(target: str, drafter: PEagleConfig) -> str:
+    return (
+        f'vllm serve {target} --speculative-config \'{{"method": "eagle3", "model": "THIS_DIRECTORY", '
+        f'"num_speculative_tokens": {drafter.num_depths or 1}, '
+        f'"parallel_drafting": {str(not drafter.autoregressive).lower()}}}\''
     )
 
 
@@ -63,37 +82,31 @@ def _drafter(config: RunConfig, drafter: PEagleConfig, step: int) -> str:
         **({} if drafter.autoregressive else {"retention": config.drafter.retention}),
         "loss": config.loss.kind,
     }
-    lines = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    return f"## Drafter and training\n\nEvery setting is in `run.yaml`.\n\n| | |\n| --- | --- |\n{lines}"
+    return _table(("", ""), rows.items())
 
 
 def _data(data: dict[str, Any] | None) -> str:
     if data is None:
-        return "## Data\n\nNot recorded."
-    lines = [
-        f"| {name} | {part['documents']} | {part['tokens']} | {part['generated_tokens']} |"
-        for name, part in data.items()
-    ]
-    header = "| part | documents | tokens | of them generated by the target |\n| --- | --- | --- | --- |"
-    return "## Data\n\nFiles are named in `data.json`.\n\n" + "\n".join([header, *lines])
+        return "Not recorded."
+    rows = ((name, part["documents"], part["tokens"], part["generated_tokens"]) for name, part in data.items())
+    header = ("part", "documents", "tokens", "of them generated by the target")
+    return f"Files are named in `data.json`.\n\n{_table(header, rows)}"
 
 
-def _metrics(metrics: dict[str, Any] | None) -> str:
+def _results(metrics: dict[str, Any] | None) -> str:
     if metrics is None:
-        return "## Results\n\nThese weights were not measured."
-    text = [
-        "## Results",
-        "Greedy drafting with the reference loop on held-out prompts; tokens per target pass, bonus included.",
-    ]
-    rows = [
-        f"| {a['num_draft_tokens']} | {a['accept_length']:.2f} | {a['prompts']} | {a['new_tokens']} |"
-        for a in metrics["acceptance"]
-    ]
-    if rows:
-        header = "| drafts per step | acceptance length | prompts | tokens |\n| --- | --- | --- | --- |"
-        text.append("\n".join([header, *rows]))
-    else:
-        text[1] = "No prompt was drafted for."
+        return "These weights were not measured."
+    text = ["No prompt was drafted for."]
+    if metrics["acceptance"]:
+        header = ("drafts per step", "acceptance length", "prompts", "tokens")
+        rows = (
+            (a["num_draft_tokens"], f"{a['accept_length']:.2f}", a["prompts"], a["new_tokens"])
+            for a in metrics["acceptance"]
+        )
+        text = [
+            "Greedy drafting with the reference loop on held-out prompts; tokens per target pass, bonus included.",
+            _table(header, rows),
+        ]
     if metrics["loss"] is not None:
         by_depth = ", ".join(f"{100 * a:.1f}" for a in metrics["accuracy_per_depth"])
         text.append(
@@ -101,3 +114,9 @@ def _metrics(metrics: dict[str, Any] | None) -> str:
             f"acceptance length {metrics['expected_accept_length']:.2f}."
         )
     return "\n\n".join(text)
+
+
+def _table(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
+    """Lay out a Markdown table."""
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("|" + "|".join(f" {cell} " if cell != "" else " " for cell in line) + "|" for line in lines)
