@@ -56,7 +56,7 @@ class Evaluation:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """What people read, a line for the text and one for each K."""
+        """Return what people read, a line for the text and one for each K."""
         found = []
         if self.loss is not None:
             by_depth = ", ".join(f"{100 * a:.1f}" for a in self.accuracy_per_depth)
@@ -84,9 +84,9 @@ def evaluate(
     prompts: Sequence[Tensor],
     eos_token_id: int | None,
 ) -> Evaluation:
-    """rows: held-out, packed; prompts: int64[n] each. The drafter must be float32, on the target's device.
+    """Measure a drafter, which must be float32 on the target's device, on held-out rows and prompts.
 
-    target None: no drafter loop.
+    rows: packed; prompts: int64[n] each; target None: no drafter loop.
     """
     forced = teacher_forced(config, drafter, states, rows)
     acceptance = []
@@ -99,7 +99,7 @@ def evaluate(
 
 
 def teacher_forced(config: RunConfig, drafter: PEagleDrafter, states: StateSource, rows: Sequence[PackedRow]):
-    """DraftMetrics over all rows with a fixed draw of elements, or None when there are no rows."""
+    """Sum DraftMetrics over all rows with a fixed draw of elements; None when there are no rows."""
     cod = config.drafter
     depths = drafter.config.num_depths or cod.num_depths
     total = None
@@ -133,7 +133,7 @@ def measure_acceptance(
     max_new_tokens: int,
     eos_token_id: int | None = None,
 ) -> Acceptance:
-    """Greedy `peagle_core.generate.speculate` on every prompt; steps of all prompts weigh alike."""
+    """Draft greedily for every prompt (`peagle_core.generate.speculate`); steps of all prompts weigh alike."""
     done: dict[int, Speculation] = {}
     with collective_passes(target):
         for i in tqdm(mine(prompts), desc=f"drafting, K={num_draft_tokens}", unit="prompt", leave=False):
@@ -157,7 +157,7 @@ def measure_acceptance(
 
 
 def standard_error(per_prompt: Sequence[tuple[int, int]]) -> float | None:
-    """Of tokens per step over all prompts, when these are the sample: steps of one prompt are no independent draws.
+    """Return the standard error of tokens per step when the prompts are the sample: steps of one are not independent.
 
     per_prompt: steps and tokens of each. The ratio estimator's error (Cochran 1977, section 2.11).
     """
@@ -169,8 +169,8 @@ def standard_error(per_prompt: Sequence[tuple[int, int]]) -> float | None:
 
 
 def prompts_of(documents: Sequence[Document], count: int, prompt_tokens: int) -> list[Tensor]:
-    """The first `count` prompts: what stands before a document's first generated token, or the first prompt_tokens of
-    a running text (generated from the start). Documents too short for that have none.
+    """Return the first `count` prompts: what stands before a document's first generated token, or the first
+    prompt_tokens of a running text (generated from the start). Documents too short for that have none.
     """
     prompts = []
     for document in documents:

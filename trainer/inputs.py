@@ -42,8 +42,9 @@ class RunInputs:
 
 
 def load_inputs(config: RunConfig, whole: bool = True) -> RunInputs:
-    """whole: with the target's layers. Raises InputError, one sentence naming the place, for anything wrong with target
-    or data.
+    """Load target and documents. whole: with the target's layers.
+
+    Raises InputError, one sentence naming the place, for anything wrong with target or data.
     """
     tokenizer = load_tokenizer(config.target)
     target = load_target(config) if whole else load_ends(config)
@@ -70,7 +71,7 @@ def load_inputs(config: RunConfig, whole: bool = True) -> RunInputs:
 
 
 def split_heldout(documents: Sequence[Document]) -> tuple[Sequence[Document], Sequence[Document]]:
-    """(train, held out); a single document is not divided."""
+    """Divide documents into (train, held out); a single document is not divided."""
     if len(documents) == 1:
         return documents, []
     aside = range(0, len(documents), HELDOUT_EVERY)[:HELDOUT_MOST]

@@ -30,7 +30,7 @@ class LossGuard:
     climbing: int = 0
 
     def add(self, loss: float) -> None:
-        """The mean loss of one optimizer step."""
+        """Take in the mean loss of one optimizer step."""
         self.steps += 1
         if self.steps <= START:
             self.begin = self.begin or loss

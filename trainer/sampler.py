@@ -17,7 +17,7 @@ class RowSampler:
         self.position = position
 
     def take(self, count: int) -> list[int]:
-        """The next `count` indices, in [0, num_rows)."""
+        """Return the next `count` indices, in [0, num_rows)."""
         rows = []
         for position in range(self.position, self.position + count):
             epoch, place = divmod(position, self.num_rows)
@@ -34,7 +34,7 @@ class RowSampler:
 
 
 def row_seeds(seed: int, position: int) -> tuple[int, int]:
-    """What a row's random numbers start from: one seed for the draw of its elements, one for the rest (dropout).
+    """Return the seeds of a row: one for the draw of its elements, one for the rest (dropout).
 
     A function of the run's seed and of where the row stands in the stream of rows: which process takes the row, what it
     took before and whether the run was resumed make no difference.
@@ -44,5 +44,5 @@ def row_seeds(seed: int, position: int) -> tuple[int, int]:
 
 
 def total_steps(num_rows: int, rows_per_step: int, epochs: float, max_steps: int | None) -> int:
-    """Optimizer steps of a run, at least 1."""
+    """Return the optimizer steps of a run, at least 1."""
     return max_steps or max(1, math.ceil(epochs * num_rows / rows_per_step))

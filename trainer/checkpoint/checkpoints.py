@@ -37,17 +37,17 @@ OF = ":"
 
 
 def newest_checkpoint(directory: Path) -> Path | None:
-    """The complete checkpoint with the most steps."""
+    """Return the complete checkpoint with the most steps, if any."""
     return max(_checkpoints(directory), default=None)
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a directory is a training checkpoint (and not a head directory)."""
+    """Say whether a directory is a training checkpoint (and not a head directory)."""
     return (path / RECORD).is_file()
 
 
 def is_moment(name: str) -> bool:
-    """Whether a tensor of a checkpoint is the optimizer's (and not a weight)."""
+    """Say whether a tensor of a checkpoint is the optimizer's (and not a weight)."""
     return OF in name
 
 
@@ -85,8 +85,8 @@ def save_checkpoint(directory: Path, state: TrainState, contract: dict[str, Any]
 
 
 def tensor_files(path: Path) -> list[Path]:
-    """The safetensors files of a checkpoint. Raises InputError unless all that were written are there in full: without
-    one, a tensor could have a hole.
+    """Return the safetensors files of a checkpoint. Raises InputError unless all that were written are there in full:
+    without one, a tensor could have a hole.
     """
     there, written = _sizes(path), _read_record(path).get("files", {})
     for name, size in written.items():
@@ -120,25 +120,25 @@ def load_checkpoint(path: Path, state: TrainState, contract: dict[str, Any]) -> 
 
 
 def load_weights(path: Path, drafter: PEagleDrafter) -> None:
-    """Only the drafter's weights."""
+    """Read only the drafter's weights."""
     tensor_files(path)
     read_tensors(path, dict(drafter.state_dict()))
 
 
 def load_trained(path: Path) -> PEagleDrafter:
-    """The drafter of a checkpoint, fp32; also one with a hidden-state design that has no other file format."""
+    """Load the drafter of a checkpoint, float32; also one with a hidden-state design that has no other file format."""
     drafter = PEagleDrafter(config_from_dict(read_contract(path)["drafter"]))
     load_weights(path, drafter)
     return drafter
 
 
 def read_contract(path: Path) -> dict[str, Any]:
-    """What the checkpoint was trained as. Raises InputError when it cannot be read."""
+    """Return what the checkpoint was trained as. Raises InputError when it cannot be read."""
     return _read_record(path)["contract"]
 
 
 def read_step(path: Path) -> int:
-    """Optimizer steps done."""
+    """Return the optimizer steps done."""
     return _read_record(path)["step"]
 
 

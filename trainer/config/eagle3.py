@@ -24,7 +24,7 @@ FIXED: dict[str, tuple[Any, str]] = {
 
 
 def fill_in(raw: Any) -> Any:
-    """The raw configuration with EAGLE-3's defaults, where it asks for EAGLE-3; what is malformed stays as it is."""
+    """Fill in EAGLE-3's defaults where a raw configuration asks for EAGLE-3; what is malformed stays as it is."""
     if not isinstance(raw, dict) or raw.get("algorithm") != "eagle3":
         return raw
     drafter, loss = (raw.get(section, {}) for section in ("drafter", "loss"))
@@ -38,7 +38,7 @@ def fill_in(raw: Any) -> Any:
 
 
 def misfits(drafter: Any, mode: str) -> Iterator[str]:
-    """What an EAGLE-3 configuration may not say. drafter: its section."""
+    """Yield what an EAGLE-3 configuration may not say. drafter: its section."""
     for key, (wanted, why) in FIXED.items():
         found = getattr(drafter, key)
         if found != wanted:

@@ -14,7 +14,7 @@ from trainer.errors import ConfigError
 
 
 def load_config(path: str | Path | None, overrides: list[str], needs_data: bool = True) -> RunConfig:
-    """YAML file (None for an empty one) plus overrides such as "optim.lr=1e-4". Raises ConfigError, one sentence.
+    """Read a YAML file (None for an empty one) and apply overrides such as "optim.lr=1e-4". Raises ConfigError.
 
     needs_data False: data.train may be absent (a dry run).
     """
@@ -59,7 +59,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 
 def _value(text: str) -> Any:
-    """As YAML reads it, except that 1e-4 is a number (YAML 1.1 wants 1.0e-4)."""
+    """Read a value as YAML does, except that 1e-4 is a number (YAML 1.1 wants 1.0e-4)."""
     value = yaml.safe_load(text)
     if isinstance(value, str):
         try:

@@ -132,7 +132,7 @@ class RunConfig(Section):
 
     @property
     def memory_budget(self) -> int | None:
-        """Bytes."""
+        """Return the bytes that activations may take, None without a limit."""
         return None if self.memory_budget_gib is None else int(self.memory_budget_gib * 2**30)
 
     def step_options(self) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def run_export(
 
 
 def _verify(config: RunConfig, head: Path) -> None:
-    """Serve from the files. In float32 the output must equal the target's; below that, ties may break otherwise.
+    """Draft from the files. In float32 the output must equal the target's; below that, ties may break otherwise.
 
     How much of a tie it was is said: the reader judges.
     """
@@ -91,7 +91,7 @@ def _verify(config: RunConfig, head: Path) -> None:
 
 @torch.no_grad()
 def _until(target: PreTrainedModel, prompt: Tensor, own: list[int], other: list[int]) -> str:
-    """Where two outputs part, and how far apart the target's logits of the two tokens are there."""
+    """Say where two outputs part, and how far apart the target's logits of the two tokens are there."""
     equal = next(i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b)
     tokens = torch.cat([prompt, prompt.new_tensor(own[:equal])])
     logits = target(input_ids=tokens[None], logits_to_keep=1).logits[0, -1]
@@ -102,7 +102,7 @@ def _until(target: PreTrainedModel, prompt: Tensor, own: list[int], other: list[
 
 @torch.no_grad()
 def greedy(target: PreTrainedModel, prompt: Tensor, max_new_tokens: int, eos_token_id: int | None) -> list[int]:
-    """The target alone, one token at a time. prompt: int64[n]."""
+    """Generate with the target alone, one token at a time. prompt: int64[n]."""
     past, tokens = DynamicCache(config=target.config), prompt
     output: list[int] = []
     while len(output) < max_new_tokens and (not output or output[-1] != eos_token_id):

@@ -23,24 +23,24 @@ from trainer.parallel.processes import size
 
 
 class Weights:
-    """In one process: nothing to do. The base of the other two."""
+    """The weights of a run in one process, where nothing is communicated; the base of the other two."""
 
     def __init__(self, drafter: PEagleDrafter) -> None:
         self.drafter = drafter
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """The drafter computes inside; what runs there must run in every process."""
+        """Gather the sharded weights for this block. Collective: every process must enter it."""
         yield
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """As `whole`; after it every trained parameter has its gradient, summed over all processes."""
+        """Gather as `whole` does; at the end give every trained parameter its gradient, summed over all processes."""
         yield
         self._fill()
 
     def _fill(self) -> None:
-        """What no row reached has a gradient of zeros, as it has where another process's row reached it."""
+        """Give parameters that no local row reached a zero gradient, so that all processes reduce the same tensors."""
         for parameter in self.drafter.parameters():
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -116,7 +116,10 @@ class Sharded(Weights):
 
 
 def make_weights(drafter: PEagleDrafter, parallel: str) -> Weights:
-    """To be called before the optimizers, which must see the pieces. parallel: "fsdp", or anything for replication."""
+    """Lay a drafter's weights over the processes. To be called before the optimizers, which must see the pieces.
+
+    parallel: "fsdp", or anything for replication.
+    """
     if size() == 1:
         return Weights(drafter)
     return Sharded(drafter) if parallel == "fsdp" else Replicated(drafter)
@@ -132,5 +135,5 @@ def clip_gradients(drafter: PEagleDrafter, max_norm: float) -> float:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's piece."""
+    """Return this process's piece of a tensor, or the tensor where it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -43,12 +43,12 @@ def size() -> int:
 
 
 def local_size() -> int:
-    """Processes on this machine."""
+    """Return the number of processes on this machine."""
     return int(os.environ["LOCAL_WORLD_SIZE"]) if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """The one process that prints and writes what is written once."""
+    """Say whether this is the one process that prints and writes what is written once."""
     return rank() == 0
 
 
@@ -85,7 +85,7 @@ def process_group() -> Iterator[None]:
 
 
 def exchange(value: T) -> list[T]:
-    """Everybody's value, by rank; every process must call it. Raises the error that another one sent instead."""
+    """Return everybody's value, by rank. Collective. Raises the error that another process sent instead."""
     if size() == 1:
         return [value]
     values: list[Any] = [None] * size()
@@ -103,7 +103,10 @@ def exchange(value: T) -> list[T]:
 
 
 def send_error(error: Exception) -> Exception:
-    """To all others, who get it where they next exchange; returns what to say of it. To be called once, at the end."""
+    """Send an error to all others, who raise it where they next exchange. To be called once, at the end.
+
+    Returns the error to report.
+    """
     if size() > 1 and not known_to_all(error):
         try:
             exchange(error)
@@ -124,17 +127,17 @@ def _known(error: Exception) -> Exception:
 
 
 def everywhere(message: str) -> Exception:
-    """An InputError that every process raises by itself, from what all of them know."""
+    """Make an InputError that every process raises by itself, from what all of them know."""
     return _known(InputError(message))
 
 
 def from_main(value: T) -> T:
-    """The first process's value."""
+    """Return the first process's value. Collective."""
     return exchange(value if is_main() else None)[0]  # type: ignore[return-value]
 
 
 def check_same(value: T, what: str) -> None:
-    """Raises InputError where a process has another value (compared with ==) than the first one."""
+    """Raise InputError where a process has another value (compared with ==) than the first one. Collective."""
     values = exchange(value)
     if other := [i for i, found in enumerate(values) if found != values[0]]:
         raise everywhere(f"{what} of process {other[0]} differs from process 0's; all must start alike")
@@ -145,7 +148,7 @@ def barrier() -> None:
 
 
 def check_shared(directory: Path) -> None:
-    """Raises InputError where a process does not see what the first one writes to the directory, which is made."""
+    """Make a directory. Raises InputError where a process does not see what the first one writes there. Collective."""
     if size() == 1:
         return
     sign = directory / f".seen-{from_main(uuid4().hex)}"
@@ -161,12 +164,12 @@ def check_shared(directory: Path) -> None:
 
 
 def mine(work: Sized) -> range:
-    """The places of this process's share of some work: every size()-th."""
+    """Return the places of this process's share of some work: every size()-th."""
     return range(rank(), len(work), size())
 
 
 def merged(done: dict[int, T]) -> list[T]:
-    """The results of all processes, by place."""
+    """Return the results of all processes, by place. Collective."""
     everything: dict[int, T] = {}
     for share in exchange(done):
         everything.update(share)
@@ -174,7 +177,7 @@ def merged(done: dict[int, T]) -> list[T]:
 
 
 def sum_metrics(metrics: DraftMetrics | None) -> DraftMetrics | None:
-    """Counts over all processes; None where nobody has any."""
+    """Sum counts over all processes; None where nobody has any. Collective."""
     if size() == 1:
         return metrics
     shares = exchange(None if metrics is None else [t.tolist() for t in metrics.tensors()])

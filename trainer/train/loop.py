@@ -107,7 +107,10 @@ def train_step(run: Run) -> tuple[DraftMetrics | None, float]:
 
 @dataclass(frozen=True)
 class Work:
-    """One row of a step, ready to run. elements: N; charged: bool[N]; seed: of whatever is random in the passes."""
+    """One row of a step with everything its passes need.
+
+    elements: N; charged: bool[N]; seed: of whatever is random in the passes.
+    """
 
     batch: Batch
     elements: Elements
@@ -148,7 +151,7 @@ def backward(
 
 
 def _check_weights(state: TrainState) -> None:
-    """A step with a finite gradient can still overflow a weight; such weights are never saved."""
+    """Raise InputError where a weight is not finite: a finite gradient can overflow one, which must never be saved."""
     spoilt = [name for name, p in state.drafter.named_parameters() if not torch.isfinite(local(p)).all()]
     if names := [name for found in processes.exchange(spoilt[:1]) for name in found]:
         raise processes.everywhere(f"step {state.step}: the weight {names[0]} is not finite after it; {REMEDY}")
@@ -156,7 +159,7 @@ def _check_weights(state: TrainState) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[signal.Signals]]:
-    """Collects SIGINT and SIGTERM instead of dying; a second SIGINT interrupts at once."""
+    """Collect SIGINT and SIGTERM instead of dying; a second SIGINT interrupts at once."""
     received: list[signal.Signals] = []
 
     def note(number: int, _: object) -> None:

@@ -13,7 +13,7 @@ from trainer.config.sections import OptimConfig
 
 
 def make_optimizers(drafter: nn.Module, config: OptimConfig) -> list[Optimizer]:
-    """AdamW for everything, or Muon for the layers' matrices and fc beside AdamW for the rest.
+    """Make AdamW for everything, or Muon for the layers' matrices and fc beside AdamW for the rest.
 
     Weight decay on matrices only: not on norms, embeddings or mask_hidden. Muon's updates are scaled to the size of
     AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one learning rate serves both.
@@ -42,7 +42,7 @@ def _adamw(decayed: list[nn.Parameter], plain: list[nn.Parameter], config: Optim
 
 
 def make_schedulers(optimizers: list[Optimizer], config: OptimConfig, total_steps: int) -> list[LambdaLR]:
-    """Linear warm-up, then linear or cosine decay to zero at total_steps."""
+    """Make the schedules of the rates: linear warm-up, then linear or cosine decay to zero at total_steps."""
     warmup = math.ceil(config.warmup_ratio * total_steps)
     return [
         get_scheduler(config.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)

@@ -15,7 +15,7 @@ from trainer.train.progress import Progress
 
 
 class PeriodicEvaluation:
-    """Called with the step; writes to the progress output and TensorBoard."""
+    """A small evaluation: called with the step, it writes to the progress output and TensorBoard."""
 
     def __init__(self, run: Run, progress: Progress) -> None:
         config, heldout = run.config, run.inputs.heldout

@@ -27,7 +27,10 @@ class Progress:
         self.since = time.perf_counter(), 0, first_step  # time, tokens and step of the last report
 
     def step(self, step: int, metrics: DraftMetrics, grad_norm: float, lr: float, tokens: int, peak: int) -> None:
-        """tokens: seen since this run of the command began; peak: bytes, of the process that used most."""
+        """Take in one optimizer step; every log_every steps show and write what they make together.
+
+        tokens: seen since this run of the command began; peak: bytes, of the process that used most.
+        """
         self.pending = metrics if self.pending is None else self.pending + metrics
         self.bar.update(step - self.bar.n)
         if step % self.log_every and step != self.last_step:
@@ -52,7 +55,7 @@ class Progress:
         self._write(scalars, step)
 
     def evaluation(self, step: int, result: Evaluation, seconds: float = 0.0) -> None:
-        """The numbers of an evaluation that took so long: none of its time counts as training."""
+        """Write the numbers of an evaluation; the seconds it took do not count as training."""
         scalars = {f"eval/accuracy_depth_{d}": a for d, a in enumerate(result.accuracy_per_depth)}
         if result.loss is not None and result.expected_accept_length is not None:
             scalars |= {"eval/loss": result.loss, "eval/expected_accept_length": result.expected_accept_length}
@@ -62,7 +65,7 @@ class Progress:
         self.since = then + seconds, tokens, step_then
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         self.bar.write(text)
 
     def _write(self, scalars: dict[str, float], step: int) -> None:
@@ -77,7 +80,7 @@ class Progress:
 
 
 def peak_bytes() -> int:
-    """The most memory this process has used so far: allocated on the GPU where there is one, else resident."""
+    """Return the most memory this process has used so far: allocated on the GPU where there is one, else resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
