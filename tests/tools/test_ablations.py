@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,27 +15,48 @@ from tiny import tiny_target as make_target
 
 from peagle_core.errors import InputError
 from tools.ablations.__main__ import main
-from tools.ablations.contrasts import CONTRASTS, Contrast, Published, configurations
-from tools.ablations.document import write_document
-from tools.ablations.material import Paths
-from tools.ablations.schedule import CONFIGS, Suite, run_all
-from tools.ablations.statistics import differences, promises, rows_of, seed_noise, verdict
+from tools.ablations.contrasts import CONFIGURATIONS, CONTRASTS, Contrast, Published, configurations
+from tools.ablations.document import page, write_document
+from tools.ablations.inputs import Inputs
+from tools.ablations.record import read_record, record_of
+from tools.ablations.schedule import Suite, run_all
+from tools.ablations.statistics import Difference, differences, promises, seed_noise, verdict
 from tools.ablations.trial import Result, read_result
 from trainer.config import load_config
 
 
-def settings(name: str, tmp_path: Path) -> dict[str, object]:
-    """Every setting of an ablation by its full key."""
-    (tmp_path / "text.txt").write_text("hello")
-    config = load_config(CONFIGS / f"{name}.yaml", ["target=some/model", f"data.train={tmp_path / 'text.txt'}"])
-    raw = config.model_dump(mode="json")
+def settings(name: str, tmp_path: Path) -> dict[str, Any]:
+    """Every setting of a configuration by its full key."""
+    for file in ("train.jsonl", "heldout.jsonl"):
+        (tmp_path / file).write_text('{"text": "hello"}\n')
+    suite = Suite(tmp_path, Inputs(Path("some/model"), tmp_path / "train.jsonl", tmp_path / "heldout.jsonl"))
+    raw = load_config(suite.base, suite.overrides(name, 0)).model_dump(mode="json")
     sections = {key: value for key, value in raw.items() if isinstance(value, dict)}
     flat = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
     return {**flat, **{key: value for key, value in raw.items() if key not in sections}}
 
 
-def test_every_file_is_in_a_contrast_and_every_contrast_has_its_files():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(configurations())
+FROZEN = json.loads(Path(__file__).with_name("ablation_settings.json").read_text())
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_configuration_is_what_was_measured(name, tmp_path):
+    """ablation_settings.json: what the YAML files of the measured runs (commit 89687a7) resolved to."""
+    wanted = FROZEN["layers-1"] | FROZEN["differences"].get(name, {})
+    found = settings(name, tmp_path)
+    assert {key: found[key] for key in wanted} == wanted
+
+
+def test_every_configuration_is_in_a_contrast_and_every_contrast_has_its_configurations():
+    assert set(configurations()) == set(CONFIGURATIONS) == {"layers-1", *FROZEN["differences"]}
+
+
+def test_the_settings_that_a_result_must_have_are_those_that_a_run_gets(tmp_path):
+    suite = Suite(tmp_path, Inputs(tmp_path, tmp_path, tmp_path))
+    wanted = suite.settings("layers-4-matched")
+    assert wanted["drafter"]["num_hidden_layers"] == 4 and wanted["optim"]["lr"] == 0.008
+    assert wanted["loss"] == {"kind": "kl", "depth_weights": [1.0, 0.8, 0.64, 0.512, 0.4096]}
+    assert wanted["eval"]["num_prompts"] == 96 and suite.settings("layers-1")["optim"]["lr"] == 0.004
 
 
 @pytest.mark.parametrize("contrast", CONTRASTS, ids=lambda c: f"{c.row}-{c.reference}")
@@ -66,7 +88,7 @@ def result(name: str, seed: int, accept_length: float) -> Result:
         # 96 prompts of 50 steps, half of them a tenth above the mean, half below
         "per_prompt": [[50, 50 * (accept_length + (-1) ** i / 10)] for i in range(96)], "new_tokens": 12288,
         "accuracy_per_depth": [0.8, 0.7], "expected_accept_length": 2.5, "steps": 384, "cpu_seconds": 60.0,
-        "settings": SETTINGS, "material": "abc",
+        "settings": SETTINGS, "inputs": "abc",
     }  # fmt: skip
     return Result(**values)
 
@@ -84,7 +106,7 @@ PAPER_SAYS_MORE = Contrast("S", "a", "b", "text", (Published("HumanEval", 3.0, 2
 
 
 @pytest.mark.parametrize(
-    ("contrast", "change", "says", "held"),
+    ("contrast", "change", "says", "confirmed"),
     [
         (PAPER_SAYS_MORE, 0.1, "as in the paper", True),
         (PAPER_SAYS_MORE, 0.05, "as in the paper", True),
@@ -99,28 +121,32 @@ PAPER_SAYS_MORE = Contrast("S", "a", "b", "text", (Published("HumanEval", 3.0, 2
         (dataclasses.replace(PAPER_SAYS_MORE, published=()), 0.1, "more", True),
     ],
 )
-def test_verdicts_follow_the_numbers(contrast, change, says, held):
+def test_verdicts_follow_the_numbers(contrast, change, says, confirmed):
     """Seeds deviate by 0.02, so a difference of two means of three has the error 0.02 * sqrt(2/3) = 0.016."""
-    rows = rows_of(results(a=2.5 + change, b=2.5))
-    (difference,) = differences((contrast,), rows)
-    assert seed_noise(rows) == pytest.approx(0.02)
+    record = record_of(results(a=2.5 + change, b=2.5), (contrast,))
+    (difference,) = differences(record, (contrast,))
+    assert seed_noise(record) == pytest.approx(0.02)
     assert difference.error == pytest.approx(0.0163, abs=1e-4)
     assert difference.prompt_error == pytest.approx(0, abs=1e-9)  # both rows find the same prompts hard
-    assert rows["a"].prompt_error == pytest.approx(0.1 / 96**0.5, rel=0.01)
+    assert record.row("a").prompt_error == pytest.approx(0.1 / 96**0.5, rel=0.01)
     assert difference.change == pytest.approx(change)
     assert verdict(difference) == says
-    assert promises([difference]) == {"a beats b": held}
+    assert promises([difference]) == {"a beats b": confirmed}
+
+
+def measured(found: list[Result]) -> list[Difference]:
+    return differences(record_of(found, (PAPER_SAYS_MORE,)), (PAPER_SAYS_MORE,))
 
 
 def test_prompts_that_only_one_row_finds_hard_make_noise():
     even = [dataclasses.replace(r, per_prompt=[[50, 50 * r.accept_length]] * 96) for r in results(b=2.5)]
-    (difference,) = differences((PAPER_SAYS_MORE,), rows_of([*results(a=2.53), *even]))
+    (difference,) = measured([*results(a=2.53), *even])
     assert difference.prompt_error == pytest.approx(0.1 / 96**0.5, rel=0.01)
     assert difference.error == pytest.approx((0.0163**2 + difference.prompt_error**2) ** 0.5, abs=1e-4)
 
 
 def test_one_seed_decides_nothing():
-    (difference,) = differences((PAPER_SAYS_MORE,), rows_of([result("a", 0, 3.0), result("b", 0, 2.0)]))
+    (difference,) = measured([result("a", 0, 3.0), result("b", 0, 2.0)])
     assert verdict(difference) == "within noise"
 
 
@@ -130,24 +156,29 @@ def test_the_page_says_what_the_results_say(tmp_path):
     for number, item in enumerate(stored):
         (tmp_path / f"{number}.json").write_text(json.dumps(dataclasses.asdict(item)))
     read = [read_result(path) for path in sorted(tmp_path.glob("*.json"))]
-    page = write_document(tmp_path / "docs", read).read_text()
+    text = write_document(tmp_path / "docs", record_of(read)).read_text()
     assert (tmp_path / "docs" / "ablations.png").stat().st_size > 1000
-    line = next(line for line in page.splitlines() if line.startswith("| 4 layers instead of 2"))
+    line = next(line for line in text.splitlines() if line.startswith("| 4 layers instead of 2"))
     assert "2.900 -> 3.300" in line and "+0.400" in line and "(+13.8%)" in line
     assert "HumanEval 3.58 -> 3.92" in line and "+9.5%" in line and line.endswith("| as in the paper |")
-    assert "| 4 layers beat 2 beat 1 | yes |" in page
-    assert "| `layers-1` | 2.500 | 0.020 | 0.010 | 3 | 96 | 12288 | 60 |" in page
-    assert "the head is the same within noise | yes |" in page
-    assert "design-projected-ntp" not in page  # there is no result of it
-    worse = write_document(
-        tmp_path / "other", results(layers_1=3.3, layers_2=2.9, layers_4=2.5, stream=2.9)
-    ).read_text()
+    assert "| 4 layers beat 2 beat 1 | yes |" in text
+    assert "| `layers-1` | 2.500 | 0.020 | 0.010 | 3 | 96 | 12288 | 60 |" in text
+    assert "the head is the same within noise | yes |" in text
+    assert "design-projected-ntp" not in text  # there is no result of it
+    worse = page(record_of(results(layers_1=3.3, layers_2=2.9, layers_4=2.5, stream=2.9)))
     assert "| 4 layers beat 2 beat 1 | NO |" in worse
     assert "the head is the same within noise | NO |" in worse
     assert worse.count("NOT as in the paper") == 2
 
 
-def test_the_command_lists_its_runs_and_makes_nothing(tmp_path, capsys):
+def test_the_page_in_docs_is_what_the_record_beside_it_says():
+    """After a change of the page's text: `python -m tools.ablations.document docs`."""
+    docs = Path(__file__).parents[2] / "docs"
+    assert (docs / "ablations.md").read_text() == page(read_record(docs / "ablations.json"))
+
+
+def test_the_command_lists_its_runs_and_makes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     places = ["--demo", str(tmp_path / "demo"), "--dir", str(tmp_path / "ablations")]
     assert main([*places, "--dry-run", "--seeds", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -169,18 +200,17 @@ def suite(tmp_path) -> Suite:
             for _ in range(count)
         ]
         (tmp_path / f"{side}.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
-    (tmp_path / "configs").mkdir()
-    for name, layers in (("small", 1), ("large", 2)):
-        config = {
-            "data": {"max_length": 20, "row_length": 40},
-            "drafter": {"num_hidden_layers": layers, "num_depths": 3, "mask_token_id": VOCAB - 1},
-            "optim": {"max_steps": 4, "rows_per_step": 1},
-            "mode": "flat",
-            "eval": {"num_prompts": 3, "max_new_tokens": 8, "num_draft_tokens": [2]},
-        }
-        (tmp_path / "configs" / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    paths = Paths(tmp_path / "target", tmp_path / "train.jsonl", tmp_path / "heldout.jsonl")
-    return Suite(tmp_path / "ablations", paths, tmp_path / "configs")
+    config = {
+        "data": {"max_length": 20, "row_length": 40},
+        "drafter": {"num_depths": 3, "mask_token_id": VOCAB - 1},
+        "optim": {"max_steps": 4, "rows_per_step": 1},
+        "mode": "flat",
+        "eval": {"num_prompts": 3, "max_new_tokens": 8, "num_draft_tokens": [2]},
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(config))
+    inputs = Inputs(tmp_path / "target", tmp_path / "train.jsonl", tmp_path / "heldout.jsonl")
+    changes = {"small": {"drafter.num_hidden_layers": 1}, "large": {"drafter.num_hidden_layers": 2}}
+    return Suite(tmp_path / "ablations", inputs, tmp_path / "base.yaml", changes)
 
 
 @pytest.mark.slow
@@ -195,8 +225,7 @@ def test_the_runner_runs_what_is_not_finished_and_no_more(suite):
     assert run_all(suite, names, range(1), jobs=2) == found
     assert [suite.result_file(name, 0).stat().st_mtime_ns for name in names] == written
     # A changed configuration is run again; one that fails is named, with its log, and the other's result stays.
-    path = suite.configs / "large.yaml"
-    path.write_text(path.read_text().replace("max_steps: 4", "max_steps: 4\n  lr: 1.0e+30"))
+    suite.changes["large"]["optim.lr"] = 1.0e30
     assert suite.finished(names, range(1)) == found[:1]
     with pytest.raises(InputError, match=r"1 of 2 runs failed: large \(seed 0, see .*large-seed0.log\)"):
         run_all(suite, names, range(1), jobs=2)
@@ -205,12 +234,11 @@ def test_the_runner_runs_what_is_not_finished_and_no_more(suite):
         or "the loss is" in suite.log_file("large", 0).read_text()
     )
     assert suite.finished(names, range(1)) == found[:1]
-    # A setting that has come since then is no reason to run again, one that the file changes is.
-    path = suite.configs / "small.yaml"
-    text = path.read_text()
-    path.write_text(text + "seed: 1\n")
+    # A setting that has come since then is no reason to run again, one that the base changes is.
+    text = suite.base.read_text()
+    suite.base.write_text(text + "seed: 1\n")
     assert suite.finished(names, range(1)) == []
-    path.write_text(text)
+    suite.base.write_text(text)
     path = suite.result_file("small", 0)
     stored = json.loads(path.read_text())
     del stored["settings"]["eval"]["every"]
@@ -222,5 +250,5 @@ def test_the_runner_runs_what_is_not_finished_and_no_more(suite):
     assert suite.finished(names, range(1)) == []
     path.write_text(json.dumps(dataclasses.asdict(found[0])))
     assert suite.finished(names, range(1)) == found[:1]
-    suite.paths.heldout.write_text(suite.paths.train.read_text())
+    suite.inputs.heldout.write_text(suite.inputs.train.read_text())
     assert suite.finished(names, range(1)) == []

@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from peagle_core.errors import InputError
+from peagle_core.errors import run_command
 
 SEEDS = 3
 
@@ -30,34 +30,28 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: no ablation {unknown[0]!r}; there are {', '.join(known)}", file=sys.stderr)
         return 2
     names = [name for name in known if name in options.only] if options.only else known
-    try:
-        return _run(options, names, known)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues with what is not finished", file=sys.stderr)
-        return 130
+    interrupted = "interrupted: the same command continues with what is not finished"
+    return run_command(lambda: _run(options, names, known), interrupted)
 
 
-def _run(options: argparse.Namespace, names: list[str], known: list[str]) -> int:
+def _run(options: argparse.Namespace, names: list[str], known: list[str]) -> None:
     from tools.ablations.document import write_document
-    from tools.ablations.material import build_material, paths_of
+    from tools.ablations.inputs import build_inputs, inputs_of
+    from tools.ablations.record import record_of
     from tools.ablations.schedule import Suite, run_all, trials
 
     seeds = range(options.seeds)
-    suite = Suite(options.dir, paths_of(options.demo, options.dir))
+    suite = Suite(options.dir, inputs_of(options.demo, options.dir))
     if options.dry_run:
         done = {(result.name, result.seed) for result in suite.finished(names, seeds)}
         for name, seed in trials(names, seeds):
             print(f"{name}, seed {seed}: {'finished' if (name, seed) in done else 'to run'}")
-        return 0
-    build_material(options.demo, options.dir)
+        return
+    build_inputs(options.demo, options.dir)
     run_all(suite, names, seeds, options.jobs)
     results = suite.finished(known, range(max(SEEDS, options.seeds)))
     complete = len(results) == len(known) * max(SEEDS, options.seeds)
-    print(f"written: {write_document(options.docs if complete else options.dir, results)}")
-    return 0
+    print(f"written: {write_document(options.docs if complete else options.dir, record_of(results))}")
 
 
 def _positive(text: str) -> int:

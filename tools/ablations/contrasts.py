@@ -1,18 +1,47 @@
-"""Which configurations are compared, and what the paper found for the same contrast.
-
-Every configuration is a file of trainer/configs/ablations/, called by its name without ".yaml".
-"""
+"""List the configurations, what each changes of base.yaml, which are compared, and what the paper found there."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+# Configuration -> what it changes of base.yaml.
+EAGLE3 = {"algorithm": "eagle3", "drafter.num_depths": 5, "drafter.retention": 1.0, "drafter.train_embedding": False}
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "layers-1": {},
+    "layers-2": {"drafter.num_hidden_layers": 2},
+    "layers-4": {"drafter.num_hidden_layers": 4},
+    "design-depth-embedding": {"drafter.num_hidden_layers": 4, "drafter.hidden_state_design": "depth_embedding"},
+    "design-projected-ntp-depth-embedding": {
+        "drafter.num_hidden_layers": 4, "drafter.hidden_state_design": "projected_ntp_depth_embedding",
+    },
+    "design-projected-ntp": {"drafter.num_hidden_layers": 4, "drafter.hidden_state_design": "projected_ntp"},
+    "design-regularised-ntp": {"drafter.num_hidden_layers": 4, "drafter.hidden_state_design": "regularised_ntp"},
+    "embedding-frozen": {"drafter.train_embedding": False},
+    "k-train-5": {"drafter.num_depths": 5},
+    "context-96": {"data.max_length": 96},
+    "eagle3": EAGLE3,
+    "eagle3-matched": {**EAGLE3, "optim.lr": 0.008},
+    "layers-4-matched": {
+        "drafter.num_hidden_layers": 4, "drafter.num_depths": 5, "optim.lr": 0.008,
+        "loss.depth_weights": [1.0, 0.8, 0.64, 0.512, 0.4096],
+    },
+    "retention-0.5": {"drafter.retention": 0.5},
+    "retention-1.0": {"drafter.retention": 1.0},
+    "loss-ce": {"loss.kind": "ce"},
+    "depth-weights": {"loss.depth_weights": [1.0, 0.8, 0.64, 0.512, 0.4096, 0.32768, 0.262144, 0.2097152]},
+    "retention-0.5-min-0.2": {"drafter.retention": 0.5, "drafter.retention_min": 0.2},
+    "unpacked": {"data.row_length": 192, "optim.rows_per_step": 4},
+    "stream": {"mode": "stream"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Published:
-    """Acceptance lengths of the paper at speculation length 5. benchmark: or target, for means over several benchmarks;
-    printed: its own percentage, where the lengths are rounded too far to give it.
+    """Hold acceptance lengths of the paper at speculation length 5.
+
+    benchmark: its name, or the target where the lengths are means over several benchmarks. printed: the paper's own
+    percentage, where its lengths are rounded too far to give it.
     """
 
     benchmark: str
@@ -27,10 +56,11 @@ class Published:
 
 @dataclass(frozen=True)
 class Contrast:
-    """row against reference, in one section of the report. text: what row has and reference has not.
+    """Compare configuration `row` with `reference`, in one section of the page.
 
-    promise: a sentence of this project's aims that the contrast helps to decide, and expects: the result that bears it
-    out ("not more" and "not less" allow a tie); both empty where nothing was promised.
+    text: what row has and reference has not. promise: a sentence of this project's aims that the contrast helps to
+    decide. expects: the result that confirms it ("not more" and "not less" allow a tie). Both are empty where nothing
+    was promised.
     """
 
     section: str
@@ -48,7 +78,7 @@ EMBEDDING = "Embedding (paper: Table 5, LLaMA 3.1 8B, 1 layer)"
 DEPTHS = "Trained depths (paper: Table 6, LLaMA 3.1 8B, 1 layer)"
 CONTEXT = "Context length (paper: Table 8, LLaMA 3.1 8B, 1 layer, 512 against 2048 tokens)"
 BASELINE = (
-    "Against EAGLE-3, which drafts in turn (paper: Table 9, means of three benchmarks; EAGLE-3 1 layer, P-EAGLE 4)"
+    "Against EAGLE-3, which is autoregressive (paper: Table 9, means of three benchmarks; EAGLE-3 1 layer, P-EAGLE 4)"
 )
 MATCHED = (
     "Against EAGLE-3 again, both with five trained depths, the weights 0.8^d and the best of three learning rates "
@@ -130,5 +160,5 @@ CONTRASTS = (
 
 
 def configurations(contrasts: tuple[Contrast, ...] = CONTRASTS) -> list[str]:
-    """Every name that a contrast needs, references first within each, in the order of the report."""
+    """Return every name that a contrast needs, references first within each, in the order of the page."""
     return list(dict.fromkeys(name for c in contrasts for name in (c.reference, c.row)))

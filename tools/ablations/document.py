@@ -1,11 +1,14 @@
-"""docs/ablations.md and its plot, written from the results alone: no number and no verdict is typed by hand."""
+"""Write docs/ablations.md and its plot from the record alone: no number and no verdict is typed by hand.
+
+python -m tools.ablations.document docs        # again from docs/ablations.json, after a change of this file
+"""
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -13,75 +16,74 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from tools.ablations.contrasts import CONTRASTS, Contrast
-from tools.ablations.statistics import THRESHOLD, Difference, Row, differences, promises, rows_of, seed_noise, verdict
-from tools.ablations.trial import Result
-from tools.demo.report import cpu_name
+from tools.ablations.record import Record, Row, read_record, write_record
+from tools.ablations.statistics import THRESHOLD, Difference, differences, promises, seed_noise, verdict
 
 NAME = "ablations"
 
 
-def write_document(folder: Path, results: list[Result], contrasts: tuple[Contrast, ...] = CONTRASTS) -> Path:
-    """Write folder/ablations.md and folder/ablations.png; returns the first. results: at least one."""
-    rows = rows_of(results)
-    found = differences(contrasts, rows)
-    parts = [_introduction(results, rows, found), _promises(found)]
-    parts += [_section(title, [d for d in found if d.contrast.section == title]) for title in _sections(found)]
-    parts += [_all_rows(rows)]
+def write_document(folder: Path, record: Record, contrasts: tuple[Contrast, ...] = CONTRASTS) -> Path:
+    """Write ablations.json (the record), ablations.md and ablations.png to a folder; return the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    plot(folder / f"{NAME}.png", rows)
+    write_record(folder / f"{NAME}.json", record)
+    plot(folder / f"{NAME}.png", record.rows)
     path = folder / f"{NAME}.md"
-    path.write_text("\n\n".join(parts) + "\n")
+    path.write_text(page(record, contrasts))
     return path
+
+
+def page(record: Record, contrasts: tuple[Contrast, ...] = CONTRASTS) -> str:
+    """Return the Markdown of a record."""
+    found = differences(record, contrasts)
+    parts = [_introduction(record, found), *record.notes, _promises(found)]
+    parts += [_section(title, [d for d in found if d.contrast.section == title]) for title in _sections(found)]
+    return "\n\n".join([*parts, _all_rows(record.rows)]) + "\n"
 
 
 def _sections(found: list[Difference]) -> list[str]:
     return list(dict.fromkeys(d.contrast.section for d in found))
 
 
-def _introduction(results: list[Result], rows: dict[str, Row], found: list[Difference]) -> str:
-    first = results[0]
-    total = sum(result.cpu_seconds for result in results)
-    seeds = sorted({result.seed for result in results})
-    drafts = first.settings["eval"]["num_draft_tokens"][0]
+def _introduction(record: Record, found: list[Difference]) -> str:
+    rows, drafts = record.rows, record.num_draft_tokens
+    runs = sum(len(row.accept_lengths) for row in rows)
+    seconds = sum(row.cpu_seconds * len(row.accept_lengths) for row in rows)
     return (
         "# Ablations\n\n"
-        f"`python -m tools.ablations` wrote this page: {datetime.date.today()}, {cpu_name()}, {os.cpu_count()} cores, "
-        f"PyTorch {importlib.metadata.version('torch')}, {len(results)} runs of {len(rows)} configurations "
-        f"(`trainer/configs/ablations/`), seeds {', '.join(map(str, seeds))}, {total / 60:.0f} CPU minutes.\n\n"
+        f"`python -m tools.ablations` wrote this page from [{NAME}.json]({NAME}.json), the record of its runs: "
+        f"{record.date}, {record.machine}, {runs} runs of {len(rows)} configurations "
+        f"(`tools/ablations/contrasts.py`), seeds {', '.join(map(str, record.seeds))}, {seconds / 60:.0f} CPU "
+        "minutes.\n\n"
         "Target and data are the demo's (`make demo`): a Llama of 8 layers and width 128, trained on the character "
         "tables of Python's standard library, and its own greedy text. The paper's are large models on HumanEval and "
         "MT-Bench: signs can be compared, sizes hardly.\n\n"
-        f"Every run takes {_range(r.steps for r in results)} steps of {_range(map(_tokens_of_a_step, results))} "
-        f"tokens, with {_range(r.settings['optim']['optimizer'] for r in results)} at a peak learning rate of "
-        f"{_range(r.settings['optim']['lr'] for r in results)}: as many steps and tokens as the demo's own heads get, "
+        f"Every run takes {_range(row.steps for row in rows)} steps of {_range(row.step_tokens for row in rows)} "
+        f"tokens, with {_range(row.optimizer for row in rows)} at a peak learning rate of "
+        f"{_range(row.lr for row in rows)}: as many steps and tokens as the demo's own heads get, "
         "and short enough for all of it to take about an hour on two cores. It is one pass over the demo's "
         "generations, or two where documents are cut at half their length. Nothing was tuned for a row but the "
         "learning rate of the two that say so.\n\n"
         f"Acceptance length: tokens per target pass, bonus included, of the reference loop at K = {drafts} "
-        f"({drafts + 1} at most) on {_range(len(r.per_prompt) for r in results)} held-out prompts, "
-        f"{_range(r.new_tokens for r in results)} greedy tokens. Its standard error over prompts is up to "
-        f"{max(row.prompt_error for row in rows.values()):.3f}; but all rows draft for the same prompts, and in a "
+        f"({drafts + 1} at most) on {_range(row.prompts for row in rows)} held-out prompts, "
+        f"{_range(row.new_tokens for row in rows)} greedy tokens. Its standard error over prompts is up to "
+        f"{max(row.prompt_error for row in rows):.3f}; but all rows draft for the same prompts, and in a "
         f"difference it is up to {max((d.prompt_error for d in found), default=0):.3f} (paired by prompt). The "
-        f"standard deviation over seeds, pooled over all rows, is {seed_noise(rows):.3f}. The error of a change below "
-        f"joins both as the root of their squares, and a change within {THRESHOLD:g} errors is called noise "
+        f"standard deviation over seeds, pooled over all rows, is {seed_noise(record):.3f}. The error of a change "
+        f"below joins both as the root of their squares, and a change within {THRESHOLD:g} errors is called noise "
         "(so about one in twenty differences that are not there would be called one).\n\n"
         f"![acceptance length of every configuration]({NAME}.png)"
     )
 
 
-def _tokens_of_a_step(result: Result) -> int:
-    return result.settings["data"]["row_length"] * result.settings["optim"]["rows_per_step"]
-
-
-def _range(values) -> str:
+def _range(values: Iterable[Any]) -> str:
     values = sorted(set(values))
     return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
 def _promises(found: list[Difference]) -> str:
-    lines = [f"| {promise} | {'yes' if held else 'NO'} |" for promise, held in promises(found).items()]
+    lines = [f"| {promise} | {'yes' if kept else 'NO'} |" for promise, kept in promises(found).items()]
     return "\n".join(
-        ["## What was to hold", "", "| on this target, at equal data and steps | measured |", "| --- | --- |", *lines]
+        ["## What was expected", "", "| on this target, at equal data and steps | measured |", "| --- | --- |", *lines]
     )
 
 
@@ -105,7 +107,7 @@ def _section(title: str, found: list[Difference]) -> str:
     return "\n".join(lines)
 
 
-def _all_rows(rows: dict[str, Row]) -> str:
+def _all_rows(rows: list[Row]) -> str:
     lines = [
         "## All configurations",
         "",
@@ -113,27 +115,31 @@ def _all_rows(rows: dict[str, Row]) -> str:
         "prompts | seeds | prompts | tokens | CPU seconds of a run |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in rows.values():
+    for row in rows:
         deviation = "-" if row.deviation is None else f"{row.deviation:.3f}"
         lines.append(
             f"| `{row.name}` | {row.mean:.3f} | {deviation} | {row.prompt_error:.3f} | {len(row.accept_lengths)} | "
-            f"{len(row.influence)} | {row.new_tokens} | {row.cpu_seconds:.0f} |"
+            f"{row.prompts} | {row.new_tokens} | {row.cpu_seconds:.0f} |"
         )
     return "\n".join(lines)
 
 
-def plot(path: Path, rows: dict[str, Row]) -> None:
-    """Every seed a dot, the mean a bar."""
+def plot(path: Path, rows: list[Row]) -> None:
+    """Draw every seed as a dot and the mean as a bar."""
     figure, axes = plt.subplots(figsize=(8, 1 + 0.32 * len(rows)))
-    names = list(rows)[::-1]
-    for place, name in enumerate(names):
-        row = rows[name]
+    upwards = rows[::-1]
+    for place, row in enumerate(upwards):
         axes.barh(place, row.mean, color="tab:blue", alpha=0.35)
         axes.plot(row.accept_lengths, [place] * len(row.accept_lengths), "o", color="tab:blue", markersize=4)
         axes.annotate(f" {row.mean:.2f}", (max(row.accept_lengths), place), va="center", fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(rows)), [row.name for row in upwards], fontsize=8)
     axes.set_xlim(left=1)
     axes.set_xlabel("acceptance length (bars: mean, dots: seeds)")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    write_document(folder, read_record(folder / f"{NAME}.json"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,25 @@ import yaml
 from tqdm import tqdm
 
 from peagle_core.errors import InputError
-from tools.ablations.material import Paths
+from tools.ablations.contrasts import CONFIGURATIONS
+from tools.ablations.inputs import Inputs
 from tools.ablations.trial import Result, read_result
 
-CONFIGS = Path("trainer/configs/ablations")
+BASE = Path(__file__).with_name("base.yaml")
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Suite:
-    """directory: runs/, results/ and logs/ go there; configs: where the YAML files are."""
+    """Say where runs/, results/ and logs/ go (directory), what runs read (inputs), and what each configuration is.
+
+    base: the YAML file that all share. changes: what each configuration changes of it, by its full keys.
+    """
 
     directory: Path
-    paths: Paths
-    configs: Path = CONFIGS
+    inputs: Inputs
+    base: Path = BASE
+    changes: dict[str, dict[str, Any]] = field(default_factory=lambda: CONFIGURATIONS)
 
     def result_file(self, name: str, seed: int) -> Path:
         return self.directory / "results" / f"{name}-seed{seed}.json"
@@ -37,34 +43,45 @@ class Suite:
 
     def overrides(self, name: str, seed: int) -> list[str]:
         return [
-            *self.paths.overrides(),
+            *(f"{key}={json.dumps(value)}" for key, value in self.changes[name].items()),
+            *self.inputs.overrides(),
             f"output_dir={self.directory / 'runs' / f'{name}-seed{seed}'}",
             f"seed={seed}",
             "device=cpu",
         ]
 
+    def settings(self, name: str) -> dict[str, Any]:
+        """Return the settings that base and changes give to a configuration."""
+        settings = yaml.safe_load(self.base.read_text())
+        for key, value in self.changes[name].items():
+            *sections, last = key.split(".")
+            place = settings
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[last] = value
+        return settings
+
     def finished(self, names: list[str], seeds: range) -> list[Result]:
-        """The results that belong to the present configurations, target and data."""
-        if not self.paths.exist():
+        """Return the results that belong to the present configurations, target and data."""
+        if not self.inputs.exist():
             return []
-        digest, found = self.paths.digest(), []
+        digest, found = self.inputs.digest(), []
         for name, seed in trials(names, seeds):
             result = read_result(self.result_file(name, seed))
-            says = yaml.safe_load((self.configs / f"{name}.yaml").read_text())
-            if result and result.material == digest and _agree(says, result.settings):
+            if result and result.inputs == digest and _agree(self.settings(name), result.settings):
                 found.append(result)
         return found
 
 
-def _agree(says: Any, settings: Any) -> bool:
-    """Whether a run had all the settings that its file has now; what the file leaves out may have got a new name."""
-    if isinstance(says, dict):
-        return isinstance(settings, dict) and all(_agree(value, settings.get(key)) for key, value in says.items())
-    return says == settings
+def _agree(wanted: Any, found: Any) -> bool:
+    """Tell whether a run had all the wanted settings; others may have come, or have got a new name, since then."""
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and all(_agree(value, found.get(key)) for key, value in wanted.items())
+    return wanted == found
 
 
 def trials(names: list[str], seeds: range) -> list[tuple[str, int]]:
-    """(name, seed) in the order they run: all names with the first seed, then with the next."""
+    """Return (name, seed) in the order they run: all names with the first seed, then with the next."""
     return [(name, seed) for seed in seeds for name in names]
 
 
@@ -100,12 +117,11 @@ def run_all(suite: Suite, names: list[str], seeds: range, jobs: int) -> list[Res
 
 
 def _run(suite: Suite, name: str, seed: int) -> Result | None:
-    """One trial in a process of its own; None when it failed."""
+    """Run one trial in a process of its own; None when it failed."""
     log = suite.log_file(name, seed)
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "tools.ablations.trial", str(suite.configs / f"{name}.yaml")]
-    command += [*suite.overrides(name, seed), "--result", str(suite.result_file(name, seed))]
-    command += ["--material", suite.paths.digest()]
+    command = [sys.executable, "-m", "tools.ablations.trial", str(suite.base), *suite.overrides(name, seed)]
+    command += ["--name", name, "--result", str(suite.result_file(name, seed)), "--inputs", suite.inputs.digest()]
     environment = {**os.environ, **dict.fromkeys(THREAD_SETTINGS, "1")}
     with log.open("w") as file:
         code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode

@@ -1,49 +1,23 @@
-"""From single runs to rows (mean and deviation over seeds) and to verdicts (is a difference more than noise)."""
+"""Judge the differences of configurations: is one more than noise, and does it confirm what was expected."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import fmean, stdev
 
-from tools.ablations.contrasts import Contrast
-from tools.ablations.trial import Result
+from tools.ablations.contrasts import CONTRASTS, Contrast
+from tools.ablations.record import Record
 
 # A difference counts when it exceeds this many of its standard errors.
 THRESHOLD = 2.0
 
 
 @dataclass(frozen=True)
-class Row:
-    """One configuration over its seeds. deviation: standard deviation over seeds, None for one seed; new_tokens,
-    cpu_seconds: of one run, the latter a mean.
-
-    influence: of each prompt on the mean over seeds, as the ratio estimator linearises it (tokens per step over all
-    prompts): the standard error over prompts is its root sum of squares, and that of a difference of two rows, which
-    draft for the same prompts, is that of the influences' difference.
-    """
-
-    name: str
-    accept_lengths: list[float]
-    deviation: float | None
-    influence: list[float]
-    new_tokens: int
-    steps: int
-    cpu_seconds: float
-
-    @property
-    def mean(self) -> float:
-        return fmean(self.accept_lengths)
-
-    @property
-    def prompt_error(self) -> float:
-        return _over_prompts(self.influence)
-
-
-@dataclass(frozen=True)
 class Difference:
-    """A contrast as measured. mean, reference_mean: acceptance lengths of its two rows; seed_error, prompt_error: the
-    standard error of their difference from the noise of training and from the choice of prompts.
+    """Hold a contrast as measured.
+
+    mean, reference_mean: acceptance lengths of its two rows. seed_error, prompt_error: the standard error of their
+    difference from the noise of training and from the choice of prompts.
     """
 
     contrast: Contrast
@@ -66,61 +40,35 @@ class Difference:
 
     @property
     def is_noise(self) -> bool:
-        """True also where the noise is not known (one seed)."""
+        """Return whether the change is within noise, also True where the noise is not known (one seed)."""
         return not abs(self.change) > THRESHOLD * self.error
 
 
-def rows_of(results: list[Result]) -> dict[str, Row]:
-    rows = {}
-    for name in dict.fromkeys(result.name for result in results):
-        runs = sorted((r for r in results if r.name == name), key=lambda r: r.seed)
-        lengths = [run.accept_length for run in runs]
-        rows[name] = Row(
-            name=name,
-            accept_lengths=lengths,
-            deviation=stdev(lengths) if len(lengths) > 1 else None,
-            influence=[fmean(of_runs) for of_runs in zip(*map(_influence, runs), strict=True)],
-            new_tokens=runs[0].new_tokens,
-            steps=runs[0].steps,
-            cpu_seconds=fmean(run.cpu_seconds for run in runs),
-        )
-    return rows
-
-
-def _influence(run: Result) -> list[float]:
-    total = sum(steps for steps, _ in run.per_prompt)
-    return [(tokens - run.accept_length * steps) / total for steps, tokens in run.per_prompt]
-
-
-def _over_prompts(influence: list[float]) -> float:
-    n = len(influence)
-    return math.sqrt(sum(x * x for x in influence) * n / (n - 1))
-
-
-def seed_noise(rows: dict[str, Row]) -> float:
-    """Standard deviation over seeds, pooled over all rows: three seeds alone say little about a row's own."""
+def seed_noise(record: Record) -> float:
+    """Return the standard deviation over seeds, pooled over all rows, for three seeds say little about one row."""
     squares = [
         (row.deviation**2 * (len(row.accept_lengths) - 1), len(row.accept_lengths) - 1)
-        for row in rows.values()
+        for row in record.rows
         if row.deviation is not None
     ]
     return math.sqrt(sum(s for s, _ in squares) / sum(n for _, n in squares)) if squares else math.nan
 
 
-def differences(contrasts: tuple[Contrast, ...], rows: dict[str, Row]) -> list[Difference]:
-    """Of the contrasts whose two rows are there."""
-    noise, found = seed_noise(rows), []
+def differences(record: Record, contrasts: tuple[Contrast, ...] = CONTRASTS) -> list[Difference]:
+    """Return the contrasts whose two configurations are in the record, as measured."""
+    noise, found = seed_noise(record), []
+    by_prompt = {(pair.row, pair.reference): pair.prompt_error for pair in record.pairs}
     for contrast in contrasts:
-        if contrast.row in rows and contrast.reference in rows:
-            row, reference = rows[contrast.row], rows[contrast.reference]
+        row, reference = record.row(contrast.row), record.row(contrast.reference)
+        if row and reference:
             by_seed = noise * math.sqrt(1 / len(row.accept_lengths) + 1 / len(reference.accept_lengths))
-            by_prompt = _over_prompts([a - b for a, b in zip(row.influence, reference.influence, strict=True)])
-            found.append(Difference(contrast, row.mean, reference.mean, by_seed, by_prompt))
+            error = by_prompt[contrast.row, contrast.reference]
+            found.append(Difference(contrast, row.mean, reference.mean, by_seed, error))
     return found
 
 
 def verdict(difference: Difference) -> str:
-    """What the measurement says about the paper's finding, or about two ways that should give the same head."""
+    """Say what the measurement means for the paper's finding, or for two ways that should give the same head."""
     contrast = difference.contrast
     if difference.is_noise:
         return "same within noise" if contrast.expects == "same" else "within noise"
@@ -132,8 +80,8 @@ def verdict(difference: Difference) -> str:
     return "as in the paper" if same_sign else "NOT as in the paper"
 
 
-def bears_out(difference: Difference) -> bool:
-    """Whether the contrast came out as its promise expects."""
+def confirms(difference: Difference) -> bool:
+    """Tell whether the contrast came out as its promise expects."""
     more = difference.change > 0 and not difference.is_noise
     less = difference.change < 0 and not difference.is_noise
     return {"more": more, "not more": not more, "not less": not less, "same": difference.is_noise}[
@@ -142,9 +90,9 @@ def bears_out(difference: Difference) -> bool:
 
 
 def promises(found: list[Difference]) -> dict[str, bool]:
-    """Promise -> whether all its contrasts bear it out."""
+    """Return for each promise whether all its contrasts confirm it."""
     named = [d for d in found if d.contrast.promise]
     return {
-        promise: all(bears_out(d) for d in named if d.contrast.promise == promise)
+        promise: all(confirms(d) for d in named if d.contrast.promise == promise)
         for promise in dict.fromkeys(d.contrast.promise for d in named)
     }

@@ -1,4 +1,4 @@
-"""One training run of an ablation in a process of its own, and the file it leaves: `python -m tools.ablations.trial`.
+"""Train one ablation in a process of its own and write what it measured: `python -m tools.ablations.trial`.
 
 Called by `tools.ablations`; by hand it repeats a single run. The result appears only when the run is complete.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import sys
@@ -15,13 +14,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from peagle_core.errors import InputError
+from peagle_core.atomic import replace_file
+from peagle_core.errors import InputError, run_command
 
 
 @dataclass(frozen=True)
 class Result:
-    """accept_length: by the reference loop; per_prompt: steps and tokens of each prompt; cpu_seconds: of the whole
-    process, start and measurement included; settings: the resolved configuration; material: digest of target and data.
+    """Hold what one run measured.
+
+    accept_length: by the reference loop. per_prompt: steps and tokens of each prompt. cpu_seconds: of the whole
+    process, start and measurement included. settings: the resolved configuration. inputs: digest of target and data.
     """
 
     name: str
@@ -35,18 +37,18 @@ class Result:
     steps: int
     cpu_seconds: float
     settings: dict[str, Any]
-    material: str
+    inputs: str
 
 
 def read_result(path: Path) -> Result | None:
-    """None where there is no result, or one of another version of this program."""
+    """Read a result; None where there is none, or one of another version of this program."""
     try:
         return Result(**json.loads(path.read_text()))
     except (FileNotFoundError, TypeError):
         return None
 
 
-def run_trial(config_file: Path, overrides: list[str], result_file: Path, material: str) -> Result:
+def run_trial(name: str, base: Path, overrides: list[str], result_file: Path, inputs: str) -> Result:
     """Train, measure and write result_file. The run starts anew whatever an interrupted one left.
 
     Raises InputError when it is stopped by a signal or anything is wrong.
@@ -54,7 +56,7 @@ def run_trial(config_file: Path, overrides: list[str], result_file: Path, materi
     from trainer.config import load_config
     from trainer.train.run import run_train
 
-    config = load_config(config_file, overrides)
+    config = load_config(base, overrides)
     shutil.rmtree(config.output, ignore_errors=True)
     stopped = run_train(config)
     if stopped:
@@ -63,7 +65,7 @@ def run_trial(config_file: Path, overrides: list[str], result_file: Path, materi
     (accepted,) = metrics["acceptance"]
     usage = resource.getrusage(resource.RUSAGE_SELF)
     result = Result(
-        name=config_file.stem,
+        name=name,
         seed=config.seed,
         accept_length=accepted["accept_length"],
         accept_per_position=accepted["accept_per_position"],
@@ -74,29 +76,27 @@ def run_trial(config_file: Path, overrides: list[str], result_file: Path, materi
         steps=metrics["step"],
         cpu_seconds=usage.ru_utime + usage.ru_stime,
         settings=config.model_dump(mode="json"),
-        material=material,
+        inputs=inputs,
     )
     result_file.parent.mkdir(parents=True, exist_ok=True)
-    partial = result_file.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(result), indent=1) + "\n")
-    os.replace(partial, result_file)
+    replace_file(result_file, (json.dumps(asdict(result), indent=1) + "\n").encode())
     shutil.rmtree(config.checkpoints)  # the largest part, and of no more use
     return result
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.ablations.trial", description=__doc__)
-    parser.add_argument("config", type=Path, help="a file of trainer/configs/ablations")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="target, data, output_dir, seed")
+    parser.add_argument("base", type=Path, help="YAML file that all configurations share")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what is changed of it; target, data, seed")
+    parser.add_argument("--name", required=True, help="of the configuration")
     parser.add_argument("--result", type=Path, required=True, help="file to write")
-    parser.add_argument("--material", default="", help="digest of target and data, kept with the result")
+    parser.add_argument("--inputs", default="", help="digest of target and data, kept with the result")
     options = parser.parse_args()
-    try:
-        run_trial(options.config, options.overrides, options.result, options.material)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+    def work() -> None:
+        run_trial(options.name, options.base, options.overrides, options.result, options.inputs)
+
+    return run_command(work)
 
 
 if __name__ == "__main__":

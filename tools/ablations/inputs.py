@@ -1,4 +1,4 @@
-"""What all ablations share: the demo's target, its generations as data, and more held-out prompts than the demo has."""
+"""Make what all runs share: the demo's target, its generations as data, and more held-out prompts than the demo has."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ HELDOUT_PROMPTS = 96
 
 
 @dataclass(frozen=True)
-class Paths:
-    """target: a directory; train, heldout: .jsonl files."""
+class Inputs:
+    """Name what every run reads. target: a directory. train, heldout: .jsonl files."""
 
     target: Path
     train: Path
@@ -30,19 +30,19 @@ class Paths:
         return [f"target={self.target}", f"data.train={self.train}", f"data.heldout={self.heldout}"]
 
     def digest(self) -> str:
-        """Tells whether a result belongs to this target and this data."""
+        """Return a digest that tells whether a result belongs to this target and this data."""
         digest = hashlib.sha256()
         for path in (*sorted(self.target.glob("*.safetensors")), self.train, self.heldout):
             digest.update(path.read_bytes())
         return digest.hexdigest()[:16]
 
 
-def paths_of(demo: Path, directory: Path) -> Paths:
-    """Where everything is, or will be."""
-    return Paths(demo / "target", demo / "generations" / "train.jsonl", directory / "heldout" / "heldout.jsonl")
+def inputs_of(demo: Path, directory: Path) -> Inputs:
+    """Return where everything is, or will be."""
+    return Inputs(demo / "target", demo / "generations" / "train.jsonl", directory / "heldout" / "heldout.jsonl")
 
 
-def build_material(demo: Path, directory: Path) -> None:
+def build_inputs(demo: Path, directory: Path) -> None:
     """Make what is not there yet: target and training data under `demo`, held-out text under `directory`."""
     build_target(demo)
     build_generations(demo)
@@ -50,7 +50,7 @@ def build_material(demo: Path, directory: Path) -> None:
 
 
 def build_heldout(demo: Path, directory: Path) -> Path:
-    """directory/heldout/heldout.jsonl: HELDOUT_PROMPTS held-out prompts with the target's greedy continuations."""
+    """Write directory/heldout/heldout.jsonl: HELDOUT_PROMPTS held-out prompts, continued greedily by the target."""
     from transformers import LlamaForCausalLM
 
     path = directory / "heldout"
