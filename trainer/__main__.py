@@ -20,11 +20,17 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peagle_core.errors import InputError
 
-PARALLEL_VERBS = ("train", "eval")
+if TYPE_CHECKING:
+    from trainer.config import RunConfig
+
+# A verb returns the signal that stopped it early, which it has dealt with, or None.
+Verb = Callable[[argparse.Namespace], signal.Signals | None]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,45 +73,63 @@ def _say(error: Exception, words: str = "") -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from trainer.config import load_config
     from trainer.errors import ConfigError
     from trainer.parallel import processes
 
-    if processes.size() > 1 and options.verb not in PARALLEL_VERBS:
-        raise ConfigError(f"{options.verb} is for one process; only {' and '.join(PARALLEL_VERBS)} take torchrun")
-    if options.verb == "train" and options.dry_run:
+    if processes.size() > 1 and options.run not in PARALLEL_VERBS:
+        raise ConfigError(f"{options.verb} is for one process; only train and eval take torchrun")
+    stopped = options.run(options)
+    return 128 + stopped if stopped else 0
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from trainer.prepare.prepare import run_prepare
+
+    run_prepare(_config(options), options.to)
+
+
+def _regenerate(options: argparse.Namespace) -> signal.Signals | None:
+    from trainer.regenerate.regenerate import run_regenerate
+
+    return run_regenerate(_config(options), options.to)
+
+
+def _extract(options: argparse.Namespace) -> None:
+    from trainer.hidden_states.extract import run_extract
+
+    run_extract(_config(options), options.to, options.yes)
+
+
+def _train(options: argparse.Namespace) -> signal.Signals | None:
+    if options.dry_run:
         from trainer.sizing.dry_run import dry_run
 
-        dry_run(load_config(options.config, options.overrides, needs_data=False), options.gpus)
-        return 0
-    config = load_config(options.config, options.overrides)
-    if options.verb == "prepare":
-        from trainer.prepare.prepare import run_prepare
+        dry_run(_config(options, needs_data=False), options.gpus)
+        return None
+    from trainer.train.run import run_train
 
-        run_prepare(config, options.to)
-        return 0
-    if options.verb == "regenerate":
-        from trainer.regenerate.regenerate import run_regenerate
+    return run_train(_config(options), options.resume)
 
-        stopped = run_regenerate(config, options.to)
-        return 128 + stopped if stopped else 0
-    if options.verb == "extract":
-        from trainer.hidden_states.extract import run_extract
 
-        run_extract(config, options.to, options.yes)
-        return 0
-    from trainer.train import run
+def _eval(options: argparse.Namespace) -> None:
+    from trainer.train.run import run_eval
 
-    if options.verb == "train":
-        stopped = run.run_train(config, options.resume)
-        return 128 + stopped if stopped else 0
-    if options.verb == "eval":
-        run.run_eval(config, options.head)
-    else:
-        from trainer.export.export import run_export
+    run_eval(_config(options), options.head)
 
-        run_export(config, options.checkpoint, options.to, options.verify)
-    return 0
+
+def _export(options: argparse.Namespace) -> None:
+    from trainer.export.export import run_export
+
+    run_export(_config(options), options.checkpoint, options.to, options.verify)
+
+
+def _config(options: argparse.Namespace, needs_data: bool = True) -> RunConfig:
+    from trainer.config import load_config
+
+    return load_config(options.config, options.overrides, needs_data)
+
+
+PARALLEL_VERBS = (_train, _eval)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,22 +140,26 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--config", type=Path, help="YAML file; without it only the overrides count")
     common.add_argument("overrides", nargs="*", metavar="key=value", help="for example optim.lr=1e-4 (values are YAML)")
-    prepare = verbs.add_parser("prepare", parents=[common], help="tokenise data.train once, into a directory of shards")
+
+    def verb(name: str, run: Verb, text: str) -> argparse.ArgumentParser:
+        added = verbs.add_parser(name, parents=[common], help=text)
+        added.set_defaults(run=run)
+        return added
+
+    prepare = verb("prepare", _prepare, "tokenise data.train once, into a directory of shards")
     prepare.add_argument("--to", type=Path, help="directory to write (default: output_dir/data)")
-    regenerate = verbs.add_parser(
-        "regenerate", parents=[common], help="replace the answers in data.train by the target's own, from a server"
-    )
+    regenerate = verb("regenerate", _regenerate, "replace the answers in data.train by the target's own, from a server")
     regenerate.add_argument("--to", type=Path, help="the .jsonl file to write (default: output_dir/answers.jsonl)")
-    extract = verbs.add_parser("extract", parents=[common], help="the target's hidden states of all data, to disk")
+    extract = verb("extract", _extract, "the target's hidden states of all data, to disk")
     extract.add_argument("--to", type=Path, help="directory to write (default: states.directory)")
     extract.add_argument("--yes", action="store_true", help="do not ask, however much it takes on the disk")
-    train = verbs.add_parser("train", parents=[common], help="train a drafter, save output_dir/head and measure it")
+    train = verb("train", _train, "train a drafter, save output_dir/head and measure it")
     train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in output_dir")
     train.add_argument("--dry-run", action="store_true", help="check all sizes and estimate memory and time, no more")
     train.add_argument("--gpus", type=int, default=1, metavar="N", help="of --dry-run: GPUs of one machine")
-    evaluate = verbs.add_parser("eval", parents=[common], help="acceptance length and accuracy of a head")
+    evaluate = verb("eval", _eval, "acceptance length and accuracy of a head")
     evaluate.add_argument("--head", type=Path, help="a head directory or a checkpoint (default: output_dir/head)")
-    export = verbs.add_parser("export", parents=[common], help="make a head directory from a training checkpoint")
+    export = verb("export", _export, "make a head directory from a training checkpoint")
     export.add_argument("--checkpoint", type=Path, help="default: the newest in output_dir")
     export.add_argument("--to", type=Path, help="directory to write (default: output_dir/head)")
     export.add_argument("--verify", action="store_true", help="serve two prompts from the exported files")
