@@ -6,7 +6,6 @@ is `peagle_core.tensors`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from peagle_core.atomic import new_file
 from peagle_core.config import PEagleConfig
 from peagle_core.config_formats import refuse_experiments, write_flat_config
 from peagle_core.drafter import PEagleDrafter
@@ -108,7 +108,6 @@ def save_drafter(drafter: PEagleDrafter, directory: str | Path, dtype: torch.dty
             tensors[f"layers.{i}.hidden_norm.weight"] = tensors[f"layers.{i}.input_layernorm.weight"].clone()
     if config.draft_vocab_size != config.vocab_size:
         tensors["d2t"] = drafter.d2t.cpu()
-    partial = directory / "model.safetensors.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    os.replace(partial, directory / "model.safetensors")
+    with new_file(directory / "model.safetensors") as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
     write_flat_config(config, directory, str(dtype).removeprefix("torch."))

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from peagle_core.atomic import new_file
 from peagle_core.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -79,12 +80,10 @@ class Capture:
 
     def _write(self, rid: str, parts: list[tuple[Tensor, Tensor]]) -> None:
         aux, final = (torch.cat(chunks).contiguous() for chunks in zip(*parts, strict=True))
-        partial = self.directory / f".{rid}.partial"
         try:
-            save_file({"aux": aux, "final_hidden": final}, partial)
-            os.replace(partial, self.directory / f"{rid}.safetensors")
+            with new_file(self.directory / f"{rid}.safetensors") as partial:
+                save_file({"aux": aux, "final_hidden": final}, partial)
         except (OSError, SafetensorError) as error:  # the client finds no file; the server goes on
-            partial.unlink(missing_ok=True)
             logger.error("hidden states of %s cannot be written to %s: %s", rid, self.directory, error)
 
     def tell(self, _result, _controller, state: dict) -> None:

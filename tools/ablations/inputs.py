@@ -59,6 +59,6 @@ def build_heldout(demo: Path, directory: Path) -> Path:
     target = LlamaForCausalLM.from_pretrained(build_target(demo)).eval()
     starts = heldout_prompts(demo, HELDOUT_PROMPTS)
     documents = continue_greedily(target, starts, HeadRecipe(), load_tokenizer(demo).eos_token_id)
-    with new_directory(path) as partial:
+    with new_directory(path, existing="replace") as partial:
         (partial / "heldout.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
     return path

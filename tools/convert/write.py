@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from peagle_core.atomic import fresh_directory
+from peagle_core.atomic import new_directory
 from peagle_core.errors import InputError
 from peagle_core.tensors import SHARED, TensorCheck, bare_name, is_finite
 from tools.convert.plan import SPECULATORS, Plan
@@ -42,7 +42,7 @@ def destination_directory(destination: Path, source: Head, dtype: torch.dtype | 
     if needed > free:
         raise InputError(f"{destination}: needs {in_bytes(needed)}, the disk has {in_bytes(free)} left")
     try:
-        with fresh_directory(destination) as partial:
+        with new_directory(destination) as partial:
             yield partial
     except FileExistsError:
         raise InputError(f"{destination}: exists already; nothing is ever overwritten") from None

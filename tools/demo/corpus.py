@@ -38,7 +38,7 @@ def build_corpus(directory: str | Path) -> Path:
     split: dict[str, list[dict[str, str]]] = {"train": [], "heldout": []}
     for name, text in standard_library():
         split["heldout" if _is_heldout(name) else "train"].append({"path": name, "text": text})
-    with new_directory(corpus) as partial:
+    with new_directory(corpus, existing="replace") as partial:
         for side, documents in split.items():
             (partial / f"{side}.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
         train_tokenizer([d["text"] for d in split["train"]]).save_pretrained(partial / "tokenizer")

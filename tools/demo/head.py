@@ -81,7 +81,7 @@ def build_head(directory: str | Path, recipe: HeadRecipe = HeadRecipe(), algorit
     stopped = run_train(config, resume=True)
     if stopped:
         raise InputError(f"the training of {path} was stopped by {stopped.name}; run the same command to continue it")
-    with new_directory(path) as partial:
+    with new_directory(path, existing="replace") as partial:
         shutil.copytree(run_dir / "head", partial, dirs_exist_ok=True)
     return path
 
@@ -93,7 +93,7 @@ def build_generations(directory: str | Path, recipe: HeadRecipe = HeadRecipe()) 
         return path
     target = LlamaForCausalLM.from_pretrained(build_target(directory)).eval()
     eos = load_tokenizer(directory).eos_token_id
-    with new_directory(path) as partial:
+    with new_directory(path, existing="replace") as partial:
         sides = {
             "heldout": heldout_prompts(directory, recipe.heldout_prompts),
             "train": prompts(directory, "train", recipe.train_prompts),

@@ -13,6 +13,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from peagle_core.atomic import replace_file
+
 PACKAGES = ("peagle", "sglang", "torch", "transformers")
 
 
@@ -25,9 +27,7 @@ def write_report(directory: Path, runs: list[dict], workload: str) -> None:
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
     }
-    partial = directory / "report.json.partial"
-    partial.write_text(json.dumps(report, indent=2) + "\n")
-    partial.replace(directory / "report.json")
+    replace_file(directory / "report.json", (json.dumps(report, indent=2) + "\n").encode())
     plot(directory / "report.png", runs, f"{workload}\n{cpu_name()}, CPU reference platform, fp32")
     print(table(runs))
     for concurrency, of in best(runs).items():

@@ -40,7 +40,7 @@ def build_target(directory: str | Path, recipe: TargetRecipe = TargetRecipe()) -
         return path
     tokenizer = load_tokenizer(directory)
     model = train_target(windows(tokenizer, read_documents(directory, "train"), recipe.window), tokenizer, recipe)
-    with new_directory(path) as partial:
+    with new_directory(path, existing="replace") as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
     return path

@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peagle_core.atomic import replace_directory, start_directory
+from peagle_core.atomic import new_directory
 from peagle_core.config_formats import config_from_dict
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
@@ -58,26 +60,12 @@ def save_checkpoint(directory: Path, state: TrainState, contract: dict[str, Any]
     """
     path = directory / f"step-{state.step:08d}"
     try:
-        partial = processes.from_main(start_directory(path) if processes.is_main() else path)
-        write_tensors(partial, {**state.drafter.state_dict(), **_moments(state)})
+        with _new_checkpoint(path) as partial:
+            write_tensors(partial, {**state.drafter.state_dict(), **_moments(state)})
+            if processes.is_main():
+                (partial / RECORD).write_text(json.dumps(_record(partial, state, contract), indent=1))
         if processes.is_main():
-            schedules = [
-                {key: value for key, value in s.state_dict().items() if key != "lr_lambdas"} for s in state.schedulers
-            ]
-            record = {
-                "step": state.step,
-                "sampler_position": state.sampler.position,
-                "schedules": schedules,
-                "guard": asdict(state.guard),
-                "contract": contract,
-                "files": _sizes(partial),
-            }
-            (partial / RECORD).write_text(json.dumps(record, indent=1))
-            replace_directory(partial, path)
-            found = sorted(_checkpoints(directory))
-            good = [p for p in found if int(p.name[-8:]) <= state.step - state.guard.climbing]
-            for old in {*found[:-KEEP]} - {*good[-1:]}:
-                shutil.rmtree(old)
+            _drop_old(directory, state)
     except OSError as error:
         raise InputError(f"{path}: the checkpoint cannot be written ({error})") from None
     processes.barrier()
@@ -140,6 +128,33 @@ def read_contract(path: Path) -> dict[str, Any]:
 def read_step(path: Path) -> int:
     """Return the optimizer steps done."""
     return _read_record(path)["step"]
+
+
+@contextmanager
+def _new_checkpoint(path: Path) -> Iterator[Path]:
+    """Yield the directory that all processes fill; the first one makes it and gives it its name."""
+    with new_directory(path, existing="replace") if processes.is_main() else nullcontext(path) as partial:
+        yield processes.from_main(partial)
+
+
+def _record(partial: Path, state: TrainState, contract: dict[str, Any]) -> dict[str, Any]:
+    """Return what state.json says: everything but the tensors."""
+    schedules = [{key: value for key, value in s.state_dict().items() if key != "lr_lambdas"} for s in state.schedulers]
+    return {
+        "step": state.step,
+        "sampler_position": state.sampler.position,
+        "schedules": schedules,
+        "guard": asdict(state.guard),
+        "contract": contract,
+        "files": _sizes(partial),
+    }
+
+
+def _drop_old(directory: Path, state: TrainState) -> None:
+    found = sorted(_checkpoints(directory))
+    good = [p for p in found if int(p.name[-8:]) <= state.step - state.guard.climbing]
+    for old in {*found[:-KEEP]} - {*good[-1:]}:
+        shutil.rmtree(old)
 
 
 def _checkpoints(directory: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from peagle_core.atomic import fresh_directory
+from peagle_core.atomic import new_directory
 from peagle_core.checkpoint import load_drafter, save_drafter
 from peagle_core.config_formats import refuse_experiments
 from peagle_core.errors import InputError
@@ -47,7 +47,7 @@ def run_export(
         metrics = None
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with fresh_directory(destination) as partial:
+        with new_directory(destination) as partial:
             save_drafter(drafter, partial, getattr(torch, config.head_dtype))
             config.save(partial / "run.yaml")
             for name, record in (("data.json", data), ("metrics.json", metrics)):

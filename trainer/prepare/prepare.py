@@ -16,7 +16,7 @@ from safetensors.torch import save
 from tqdm import tqdm
 from transformers import AutoConfig
 
-from peagle_core.atomic import finish_directory, replace_file
+from peagle_core.atomic import finish, partial_of, replace_file
 from peagle_core.errors import InputError
 from trainer.config import RunConfig
 from trainer.config.sections import DataConfig
@@ -35,7 +35,7 @@ from trainer.data.vocabulary import draft_map, usual_sizes
 from trainer.errors import ConfigError
 from trainer.prepare.summary import Totals, draw_histograms, print_summary, summarise
 from trainer.prepare.workers import make_shards
-from trainer.storage.resumable import SETTINGS, begin, held, partial_of, refuse_other_settings
+from trainer.storage.resumable import SETTINGS, begin, held, refuse_other_settings
 from trainer.target.load import load_tokenizer
 
 
@@ -75,7 +75,7 @@ def run_prepare(config: RunConfig, directory: Path | None = None) -> Path:
                 # The data must change before the next attempt, so nothing made of it will be of use.
                 shutil.rmtree(partial)
                 raise
-            finish_directory(partial, directory)
+            finish(partial, directory)
     except OSError as error:
         raise InputError(f"{partial}: cannot be written ({error.strerror}); prepare again to continue") from None
     except BrokenProcessPool:

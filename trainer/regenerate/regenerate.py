@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from peagle_core.atomic import finish_file, replace_file
+from peagle_core.atomic import finish, partial_of, replace_file
 from peagle_core.errors import InputError
 from trainer.config import RunConfig
 from trainer.data.chat import CUT, shown_reasoning
@@ -33,7 +33,7 @@ from trainer.regenerate.ask_all import ask_all
 from trainer.regenerate.journal import Journal
 from trainer.regenerate.openai_server import AnswerServer, Served
 from trainer.regenerate.questions import questions
-from trainer.storage.resumable import begin, held, partial_of, refuse_other_settings
+from trainer.storage.resumable import begin, held, refuse_other_settings
 from trainer.target.load import load_tokenizer
 
 JOURNAL, ANSWERS = "journal", "answers"  # in the partial directory
@@ -179,7 +179,7 @@ def _finish(path: Path, journal: Journal, about: dict[str, Any]) -> None:
         "sha256": digest.hexdigest(),
     }
     replace_file(about_path(path), (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
-    finish_file(partial / ANSWERS, path)
+    finish(partial / ANSWERS, path)
     shutil.rmtree(partial)
     print(
         f"{counts['records']} records -> {ends.total()} answers, {counts['completion_tokens']} tokens; {ends[CUT]} of "

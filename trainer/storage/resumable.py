@@ -13,15 +13,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from peagle_core.atomic import PARTIAL_SUFFIX, remove_leftovers, replace_file
+from peagle_core.atomic import remove_leftovers, replace_file
 from peagle_core.errors import InputError
 from trainer.errors import ConfigError
 
 SETTINGS = "settings.json"
-
-
-def partial_of(destination: Path) -> Path:
-    return destination.with_name(destination.name + PARTIAL_SUFFIX)
 
 
 @contextmanager
