@@ -21,7 +21,7 @@ from trainer.inputs import load_inputs
 from trainer.new_drafter import draft_vocabulary
 from trainer.prepare.prepare import run_prepare
 from trainer.prepare.summary import answer_lengths
-from trainer.storage.resumable import held
+from trainer.storage.resumable import locked
 
 
 @pytest.fixture
@@ -290,6 +290,6 @@ def test_messages_need_a_chat_template(options, target_dir, tmp_path, capsys):
 
 
 def test_two_runs_do_not_write_to_one_place(options, tmp_path):
-    with held(tmp_path / "run" / "data.partial", "prepare"), pytest.raises(InputError, match="another prepare"):
+    with locked(tmp_path / "run" / "data.partial", "prepare"), pytest.raises(InputError, match="another prepare"):
         prepared(options)
     assert prepared(options).is_dir()

@@ -17,7 +17,7 @@ from peagle_core.errors import InputError
 from trainer.__main__ import main
 from trainer.regenerate import regenerate
 from trainer.regenerate.journal import Journal
-from trainer.storage.resumable import held
+from trainer.storage.resumable import locked
 
 TALKS = 15
 
@@ -186,7 +186,7 @@ def test_what_is_finished_is_not_asked_again_nor_overwritten(run, undisturbed, s
 
 def test_two_runs_do_not_write_to_one_place(run, undisturbed, tmp_path, capsys):
     answers = tmp_path / "answers.jsonl"
-    with held(tmp_path / "answers.jsonl.partial", "regenerate"):
+    with locked(tmp_path / "answers.jsonl.partial", "regenerate"):
         assert run(answers) == 1
     assert "another regenerate is writing here" in capsys.readouterr().err
     assert run(answers) == 0

@@ -1,6 +1,6 @@
-"""A directory that `prepare` made: its index, what it was made from, and its documents, read through memory maps.
+"""Open a directory that `prepare` made: check it against its index, and read its documents through memory maps.
 
-index.json is the list of what belongs to it, with checksums; a directory is taken whole or not at all.
+A directory is taken whole or not at all.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from transformers import PreTrainedTokenizerBase
 from peagle_core.atomic import PARTIAL_SUFFIX
 from peagle_core.errors import InputError
 from trainer.data.documents import Document
-from trainer.data.shards import Shard, sha256_of
+from trainer.data.shards import Shard
 from trainer.errors import ConfigError
-from trainer.storage.resumable import refuse_other_settings
+from trainer.storage.index import INDEX, Contents, Index, check_files, read_index
+from trainer.storage.settings import refuse_other_settings
 
-FORMAT = 1
-INDEX, VOCABULARY = "index.json", "vocabulary.safetensors"
+VOCABULARY = "vocabulary.safetensors"
+PREPARED = Contents("prepared data", "prepare the data", others=("vocabulary",))
 
 
 class PreparedDocuments(Sequence[Document]):
@@ -81,43 +82,23 @@ def is_prepared(sources: Sequence[str]) -> bool:
 def open_prepared(
     directory: Path, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, max_length: int
 ) -> PreparedDocuments:
-    """All documents, after every checksum was compared.
+    """Open all documents, after every checksum was compared.
 
     Raises InputError naming the file that is absent, cut or changed, and ConfigError when the directory was made with
     another tokenizer, vocabulary or max_length.
     """
-    index = read_index(directory)
+    index = read_checked_index(directory)
     now = tokenizer_settings(tokenizer, vocab_size) | {"data.max_length": max_length}
-    refuse_other_settings(directory, {key: index["settings"].get(key) for key in now}, now)
-    counts = _vocabulary(directory, index)
-    shards = [Shard(directory / note["file"]) for note in index["shards"]]
+    refuse_other_settings(directory, {key: index.settings.get(key) for key in now}, now)
+    counts = _vocabulary(directory / index.others["vocabulary"]["file"])
+    shards = [Shard(directory / entry["file"]) for entry in index.shards]
     return PreparedDocuments(shards, range(sum(map(len, shards))), counts)
 
 
-def read_index(directory: Path) -> dict[str, Any]:
-    """index.json, after every file it lists was found to be as it says."""
-    path = directory / INDEX
-    try:
-        index = json.loads(path.read_bytes())
-        files = [*index["shards"], index["vocabulary"]]
-        known = index["format"] == FORMAT and isinstance(index["settings"], dict)
-        sums = [(str(note["file"]), str(note["sha256"])) for note in files]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: is no index of prepared data") from None
-    if not known:
-        raise InputError(f"{path}: has format {index['format']}, this version reads {FORMAT}; prepare the data again")
-    for name, expected in sums:
-        try:
-            found = sha256_of(directory / name)
-        except OSError as error:
-            raise InputError(f"{directory / name}: cannot be read ({error.strerror})") from None
-        if found != expected:
-            raise InputError(
-                f"{directory / name}: is damaged, its checksum is not the one in {INDEX}; "
-                f"remove {directory} and prepare the data again"
-            )
+def read_checked_index(directory: Path) -> Index:
+    """Read the index after every file it lists was found to be as it says, else raise InputError."""
+    index = read_index(directory, PREPARED)
+    check_files(directory, PREPARED, index)
     return index
 
 
@@ -135,8 +116,7 @@ def tokenizer_settings(tokenizer: PreTrainedTokenizerBase | None, vocab_size: in
     }
 
 
-def _vocabulary(directory: Path, index: dict[str, Any]) -> dict[str, Tensor]:
-    path = directory / index["vocabulary"]["file"]
+def _vocabulary(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load(path.read_bytes())
         return {key: tensors[key] for key in ("generated_counts", "token_counts")}

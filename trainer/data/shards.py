@@ -1,7 +1,7 @@
-"""One shard of prepared data: a safetensors file of documents, read through a memory map, and a note that it is done.
+"""Write and read a shard of prepared data: a safetensors file of documents, and a note that says that it is done.
 
 input_ids int32[n], loss_mask bool[n], offsets int64[documents + 1]. The note shard-<n>.json has the file's checksum; it
-is written after the shard, so a shard without one was not finished.
+is written after the shard, so a shard without one was not finished. `prepare` gathers the notes into the index.
 """
 
 from __future__ import annotations
@@ -20,14 +20,11 @@ from safetensors.torch import save
 from peagle_core.atomic import replace_file
 from peagle_core.errors import InputError
 from trainer.data.documents import Document, ReadReport
-
-
-def shard_name(number: int) -> str:
-    return f"shard-{number:05d}.safetensors"
+from trainer.storage.index import sha256_of
 
 
 def write_shard(path: Path, documents: Sequence[Document], report: ReadReport) -> None:
-    """Raises OSError when the disk does not take it."""
+    """Write the documents and, after them, the note. Raises OSError when the disk does not take them."""
     lengths = torch.tensor([0, *map(len, documents)], dtype=torch.int64)
     nothing = [torch.zeros(0, dtype=torch.int64)]
     data = save(
@@ -49,11 +46,12 @@ def write_shard(path: Path, documents: Sequence[Document], report: ReadReport) -
 
 
 def note_path(path: Path) -> Path:
+    """Return the name of the note that shard `path` is done."""
     return path.with_suffix(".json")
 
 
 def finished_shard(path: Path) -> dict[str, Any] | None:
-    """The shard's note; None when the shard is absent, unfinished, or not what the note says."""
+    """Return the shard's note; None when the shard is absent, unfinished, or not what the note says."""
     try:
         note = json.loads(note_path(path).read_bytes())
         return note if sha256_of(path) == note["sha256"] else None
@@ -61,13 +59,8 @@ def finished_shard(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class Shard:
-    """The documents of one file, read when asked for. Raises InputError when it is no shard."""
+    """Read documents of one file, through a memory map, when asked for. Raises InputError when it is no shard."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -88,5 +81,5 @@ class Shard:
         return Document(self.input_ids[start:stop].to(torch.int64), self.loss_mask[start:stop])
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(input_ids, loss_mask) of all documents, one after the other."""
+        """Return (input_ids, loss_mask) of all documents, one after the other."""
         return self.file.get_tensor("input_ids"), self.file.get_tensor("loss_mask")

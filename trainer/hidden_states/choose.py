@@ -14,7 +14,6 @@ from peagle_core.errors import InputError
 from peagle_core.target import target_head
 from trainer.config import RunConfig
 from trainer.data.documents import Document
-from trainer.data.prepared import INDEX
 from trainer.hidden_states.base import StateSource
 from trainer.hidden_states.cached import CachedStates, missing_states
 from trainer.hidden_states.from_sglang import EngineStates
@@ -23,6 +22,7 @@ from trainer.hidden_states.shards import document_key
 from trainer.hidden_states.store import StateStore, read_store, store_to_add_to
 from trainer.hidden_states.target_digest import target_digest
 from trainer.inputs import RunInputs
+from trainer.storage.index import INDEX
 from trainer.target.load import embedding, load_target, weight_bytes
 
 

@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from peagle_core.atomic import new_file
 from peagle_core.errors import InputError
+from trainer.storage.index import Entry
 
 KEY_BYTES = 16
 
@@ -39,7 +39,7 @@ def document_key(input_ids: Tensor) -> bytes:
     return hashlib.sha256(input_ids.to(torch.int32).numpy().tobytes()).digest()[:KEY_BYTES]
 
 
-def write_states(path: Path, documents: Sequence[DocumentStates]) -> dict[str, Any]:
+def write_states(path: Path, documents: Sequence[DocumentStates]) -> Entry:
     """Write a shard and return its entry for an index. Raises OSError when the disk does not take it."""
     lengths = torch.tensor([0, *(len(d.input_ids) for d in documents)])
     lists = {
@@ -67,22 +67,22 @@ def write_states(path: Path, documents: Sequence[DocumentStates]) -> dict[str, A
 class StateShard:
     """The documents of one file, read through a memory map when asked for.
 
-    note: its entry in the index. Raises InputError when the file is not the one the index speaks of.
+    entry: of the file, in the index. Raises InputError when the file is not the one the index speaks of.
     """
 
-    def __init__(self, path: Path, note: dict[str, Any]) -> None:
+    def __init__(self, path: Path, entry: Entry) -> None:
         self.path = path
         try:
             size = path.stat().st_size
-            if size != note["bytes"]:
-                raise InputError(f"{path}: has {size} bytes, the index says {note['bytes']}; extract it again")
+            if size != entry["bytes"]:
+                raise InputError(f"{path}: has {size} bytes, the index says {entry['bytes']}; extract it again")
             self.file = safe_open(path, framework="pt")
             lists = {name: self.file.get_tensor(name) for name in ("keys", "offsets", "checksums")}
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
         except SafetensorError as error:
             raise InputError(f"{path}: cannot be read ({error})") from None
-        if _digest(lists).hex() != note["sha256"]:
+        if _digest(lists).hex() != entry["sha256"]:
             raise self._damaged("its list of documents")
         self.offsets = lists["offsets"].tolist()
         self.keys = [bytes(key) for key in lists["keys"].tolist()]

@@ -1,12 +1,11 @@
-"""A directory of stored hidden states: what they are of, and shards to which documents are added.
+"""Store hidden states in a directory of shards (trainer.storage.index) to which documents are added.
 
-index.json holds the settings and lists the shards. A shard is written whole before the index lists it, so a killed
-writer leaves nothing but a file that the next one replaces; what is listed is never changed.
+A shard is written whole before the index lists it, so a killed writer leaves nothing but a file that the next one
+replaces; what is listed is never changed.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peagle_core.atomic import PARTIAL_SUFFIX, remove_leftovers, replace_file
+from peagle_core.atomic import PARTIAL_SUFFIX, remove_leftovers
 from peagle_core.config import NUM_AUX_STATES
 from peagle_core.errors import InputError
-from trainer.data.prepared import INDEX
-from trainer.data.shards import shard_name
 from trainer.errors import ConfigError
 from trainer.hidden_states.shards import DocumentStates, StateShard, document_key, write_states
-from trainer.storage.resumable import lock, refuse_other_settings
+from trainer.storage.index import INDEX, Contents, Entry, Index, read_index, shard_name, write_index
+from trainer.storage.resumable import lock
+from trainer.storage.settings import refuse_other_settings
 
-FORMAT = 1
 BYTES_PER_DOCUMENT = 16 + 8 + 32  # key, offset, checksum
 # target: its digest; made by: engine and dtype. Who only reads need not agree about the last two.
 MEANING = ("target", "hidden_size", "aux_layer_ids")
 SETTINGS = (*MEANING, "dtype", "made by")
+STATES = Contents(
+    "stored states", "extract the states", settings=frozenset(SETTINGS), entry=("file", "bytes", "sha256")
+)
 
 
 class StateStore:
@@ -39,7 +40,7 @@ class StateStore:
         self._places: dict[bytes, tuple[StateShard, int]] = {}
         self._pending: dict[bytes, DocumentStates] = {}
         self._known = 0
-        self._open_shards(_read_index(directory)["shards"])
+        self._open_shards(read_index(directory, STATES).shards)
 
     def size_of(self, documents: int, tokens: int) -> int:
         """Bytes that so much takes on disk, but for the headers of files."""
@@ -78,12 +79,12 @@ class StateStore:
         try:
             with lock(self.directory, wait=True):
                 remove_leftovers(self.directory)
-                shards = _read_index(self.directory)["shards"]
+                shards = read_index(self.directory, STATES).shards
                 self._open_shards(shards)
                 documents = [d for key, d in self._pending.items() if key not in self._places]
                 if documents:
                     shards.append(write_states(self.directory / shard_name(len(shards)), documents))
-                    _write_index(self.directory, self.settings, shards)
+                    write_index(self.directory, STATES, Index(self.settings, shards))
                     self._open_shards(shards)
         except OSError as error:
             raise cannot_be_written(self.directory, error) from None
@@ -96,18 +97,18 @@ class StateStore:
 
     def remove(self) -> None:
         """Delete the states, and the directory if nothing else is in it."""
-        shards = _read_index(self.directory)["shards"]
-        for name in (INDEX, *(note["file"] for note in shards)):  # the index first: it never lists what is gone
+        shards = read_index(self.directory, STATES).shards
+        for name in (INDEX, *(entry["file"] for entry in shards)):  # the index first: it never lists what is gone
             (self.directory / name).unlink(missing_ok=True)
         if not any(self.directory.iterdir()):
             self.directory.rmdir()
 
-    def _open_shards(self, notes: list[dict[str, Any]]) -> None:
-        for note in notes[self._known :]:
-            shard = StateShard(self.directory / note["file"], note)
+    def _open_shards(self, entries: list[Entry]) -> None:
+        for entry in entries[self._known :]:
+            shard = StateShard(self.directory / entry["file"], entry)
             for number, key in enumerate(shard.keys):
                 self._places[key] = shard, number
-        self._known = len(notes)
+        self._known = len(entries)
 
 
 def read_store(directory: Path, meaning: dict[str, Any]) -> StateStore:
@@ -117,7 +118,7 @@ def read_store(directory: Path, meaning: dict[str, Any]) -> StateStore:
     """
     if not (directory / INDEX).is_file():
         raise InputError(f"{directory / INDEX}: there is none, so no states are here; `python -m trainer extract` them")
-    found = _read_index(directory)["settings"]
+    found = read_index(directory, STATES).settings
     refuse_other_settings(directory, {key: found.get(key) for key in MEANING}, meaning)
     return StateStore(directory, found)
 
@@ -133,33 +134,12 @@ def store_to_add_to(directory: Path, settings: dict[str, Any], tokens_per_shard:
             if not (directory / INDEX).is_file():
                 if any(PARTIAL_SUFFIX not in path.name for path in directory.iterdir()):
                     raise ConfigError(f"{directory}: holds other files and no {INDEX}; choose another directory")
-                _write_index(directory, settings, [])
+                write_index(directory, STATES, Index(settings, []))
     except OSError as error:
         raise cannot_be_written(directory, error) from None
-    refuse_other_settings(directory, _read_index(directory)["settings"], settings)
+    refuse_other_settings(directory, read_index(directory, STATES).settings, settings)
     return StateStore(directory, settings, tokens_per_shard)
 
 
 def cannot_be_written(directory: Path, error: OSError) -> InputError:
     return InputError(f"{directory}: cannot be written ({error.strerror or error}); run the same again to continue")
-
-
-def _write_index(directory: Path, settings: dict[str, Any], shards: list[dict[str, Any]]) -> None:
-    index = {"format": FORMAT, "settings": settings, "shards": shards}
-    replace_file(directory / INDEX, (json.dumps(index, indent=1) + "\n").encode())
-
-
-def _read_index(directory: Path) -> dict[str, Any]:
-    path = directory / INDEX
-    try:
-        index = json.loads(path.read_bytes())
-        known = index["format"] == FORMAT and set(index["settings"]) == set(SETTINGS)
-        for note in index["shards"]:
-            int(note["bytes"]), str(note["file"]), str(note["sha256"])
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: is no index of stored states") from None
-    if not known:
-        raise InputError(f"{path}: has format {index['format']}, this version reads {FORMAT}; extract the states again")
-    return index

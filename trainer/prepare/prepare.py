@@ -1,4 +1,4 @@
-"""The verb `prepare`: data.train -> memory-mapped shards of tokens, their counts and a summary, in one directory.
+"""Prepare data: data.train -> memory-mapped shards of tokens, their counts and a summary, in one directory.
 
 Work goes on in <directory>.partial, a shard at a time; the directory gets its name when all of it is there. Every byte
 depends on data and settings alone, so a run that was killed and started again ends with the same files.
@@ -22,20 +22,21 @@ from trainer.config import RunConfig
 from trainer.config.sections import DataConfig
 from trainer.data.documents import nothing_supervised
 from trainer.data.prepared import (
-    FORMAT,
-    INDEX,
+    PREPARED,
     VOCABULARY,
     is_prepared,
-    read_index,
+    read_checked_index,
     tokenizer_settings,
 )
-from trainer.data.shards import Shard, finished_shard, note_path, sha256_of, shard_name
+from trainer.data.shards import Shard, finished_shard, note_path
 from trainer.data.sources import Part, survey
 from trainer.data.vocabulary import draft_map, usual_sizes
 from trainer.errors import ConfigError
 from trainer.prepare.summary import Totals, draw_histograms, print_summary, summarise
 from trainer.prepare.workers import make_shards
-from trainer.storage.resumable import SETTINGS, begin, held, refuse_other_settings
+from trainer.storage.index import INDEX, Index, sha256_of, shard_name, write_index
+from trainer.storage.resumable import SETTINGS, locked, resume_or_begin
+from trainer.storage.settings import refuse_other_settings
 from trainer.target.load import load_tokenizer
 
 
@@ -65,8 +66,8 @@ def run_prepare(config: RunConfig, directory: Path | None = None) -> Path:
     parts = [part for found in surveys for part in found.parts]
     partial = partial_of(directory)
     try:
-        with held(partial, "prepare"):
-            begin(partial, settings)
+        with locked(partial, "prepare"):
+            resume_or_begin(partial, settings)
             try:
                 _make(config.target, config.data, vocab_size, partial, parts)
                 draft_vocab_size = config.drafter.draft_vocab_size or vocab_size
@@ -91,12 +92,12 @@ def run_prepare(config: RunConfig, directory: Path | None = None) -> Path:
 def _check_finished(directory: Path, settings: dict[str, Any]) -> None:
     if not (directory / INDEX).is_file():
         raise ConfigError(f"{directory}: exists and is no prepared data; choose another --to")
-    refuse_other_settings(directory, read_index(directory)["settings"], settings)
+    refuse_other_settings(directory, read_checked_index(directory).settings, settings)
     print(f"{directory}: prepared already, every checksum is right")
 
 
 def _make(target: str, data: DataConfig, vocab_size: int, partial: Path, parts: list[Part]) -> None:
-    """Every shard that is not there yet."""
+    """Make every shard that is not there yet."""
     paths = [partial / shard_name(number) for number in range(len(parts))]
     missing = [(part, path) for part, path in zip(parts, paths, strict=True) if finished_shard(path) is None]
     total, left = (sum(part.count or 0 for part in some) for some in (parts, [part for part, _ in missing]))
@@ -113,7 +114,7 @@ def _complete(
     settings: dict[str, Any],
     num_shards: int,
 ) -> dict[str, Any]:
-    """Counts, summary and, last, the index; the notes of single shards are removed."""
+    """Write counts, summary and, last, the index; remove the notes of single shards. Returns the summary."""
     notes, totals, paths = [], Totals(vocab_size), [partial / shard_name(i) for i in range(num_shards)]
     read = {"records": 0, "cut": 0, "useless": 0}
     for path in paths:
@@ -130,19 +131,14 @@ def _complete(
     counts = {"token_counts": totals.token_counts, "generated_counts": totals.generated_counts}
     reduced = draft_map(totals.generated_counts, draft_vocab_size) if draft_vocab_size < vocab_size else {}
     replace_file(partial / VOCABULARY, save({**counts, **reduced}))
-    replace_file(partial / "summary.json", _json(summary))
+    replace_file(partial / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     replace_file(partial / "histograms.png", draw_histograms(totals))
     vocabulary = {"file": VOCABULARY, "sha256": sha256_of(partial / VOCABULARY)}
-    index = {"format": FORMAT, "settings": settings, "vocabulary": vocabulary, "shards": notes}
-    replace_file(partial / INDEX, _json(index))
+    write_index(partial, PREPARED, Index(settings, notes, {"vocabulary": vocabulary}))
     for path in paths:
         note_path(path).unlink()
     (partial / SETTINGS).unlink()
     return summary
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()
 
 
 def _vocab_size(target: str) -> int:

@@ -26,14 +26,15 @@ from peagle_core.errors import InputError
 from trainer.config import RunConfig
 from trainer.data.chat import CUT, shown_reasoning
 from trainer.data.prepared import is_prepared
-from trainer.data.shards import sha256_of
 from trainer.data.sources import survey
 from trainer.errors import ConfigError
 from trainer.regenerate.ask_all import ask_all
 from trainer.regenerate.journal import Journal
 from trainer.regenerate.openai_server import AnswerServer, Served
 from trainer.regenerate.questions import questions
-from trainer.storage.resumable import begin, held, refuse_other_settings
+from trainer.storage.index import sha256_of
+from trainer.storage.resumable import locked, resume_or_begin
+from trainer.storage.settings import refuse_other_settings
 from trainer.target.load import load_tokenizer
 
 JOURNAL, ANSWERS = "journal", "answers"  # in the partial directory
@@ -65,8 +66,8 @@ def run_regenerate(config: RunConfig, path: Path | None = None) -> signal.Signal
             served = runner.run(_meet(server, kinds))
             _introduce(config.target, config.regenerate.url, served)
             settings[MODEL] = served.model
-            with held(partial_of(path), "regenerate"):
-                begin(partial_of(path), settings)
+            with locked(partial_of(path), "regenerate"):
+                resume_or_begin(partial_of(path), settings)
                 with closing(Journal(partial_of(path) / JOURNAL, total)) as journal:
                     if stopped := runner.run(ask_all(config.data.train, config.regenerate, server, journal, reasoning)):
                         done = f"{len(journal)} of {total} records"
@@ -110,7 +111,7 @@ def _check_finished(path: Path, settings: dict[str, Any]) -> None:
     if sha256_of(path) != expected:
         raise ConfigError(f"{path}: was changed since it was made; choose another --to, or remove it")
     if partial_of(path).is_dir():  # killed after its last step but one
-        with held(partial_of(path), "regenerate"):
+        with locked(partial_of(path), "regenerate"):
             shutil.rmtree(partial_of(path))
     print(f"{path}: regenerated already, its checksum is right")
 

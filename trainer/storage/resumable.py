@@ -1,6 +1,7 @@
-"""Where a long verb works until it is done: a directory that one process holds, made with settings all its runs share.
+"""Work in a directory that only one process uses at a time and that the next one, with the same settings, continues.
 
-`prepare` and `regenerate` work in <destination>.partial; whoever comes after a killed run continues there.
+`prepare` and `regenerate` work in <destination>.partial until they are done (peagle_core.atomic); whoever comes after a
+killed run goes on there.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from typing import Any
 
 from peagle_core.atomic import remove_leftovers, replace_file
 from peagle_core.errors import InputError
-from trainer.errors import ConfigError
+from trainer.storage.settings import refuse_other_settings
 
 SETTINGS = "settings.json"
 
 
 @contextmanager
-def held(directory: Path, verb: str) -> Iterator[None]:
+def locked(directory: Path, verb: str) -> Iterator[None]:
     """Make the directory and keep other processes out of it; the lock ends with this process, however that ends.
 
-    Raises InputError when another one holds it.
+    Raises InputError when another process has locked it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -40,8 +41,9 @@ def held(directory: Path, verb: str) -> Iterator[None]:
 
 @contextmanager
 def lock(directory: Path, wait: bool) -> Iterator[int]:
-    """Hold the directory's lock; yields the open directory. Raises BlockingIOError where another process holds it and
-    wait is off.
+    """Lock the directory for the block and yield it, opened.
+
+    Raises BlockingIOError where another process has locked it and `wait` is off.
     """
     handle = os.open(directory, os.O_RDONLY)
     try:
@@ -51,10 +53,10 @@ def lock(directory: Path, wait: bool) -> Iterator[int]:
         os.close(handle)
 
 
-def begin(directory: Path, settings: dict[str, Any]) -> None:
-    """Compare with what an earlier run left here, and remove what it was writing when it ended.
+def resume_or_begin(directory: Path, settings: dict[str, Any]) -> None:
+    """Remove what a killed run was writing in the locked directory; where none with settings ran, empty it.
 
-    Raises ConfigError naming the first setting that differs.
+    Raises ConfigError naming the first setting that differs from the earlier run's.
     """
     path = directory / SETTINGS
     remove_leftovers(directory)
@@ -64,13 +66,3 @@ def begin(directory: Path, settings: dict[str, Any]) -> None:
         for stray in directory.iterdir():
             stray.unlink(missing_ok=True)
         replace_file(path, json.dumps(settings, indent=1).encode())
-
-
-def refuse_other_settings(place: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise ConfigError naming the first setting that differs."""
-    for key in sorted({*then, *now}):
-        if then.get(key) != now.get(key):
-            raise ConfigError(
-                f"{place}: was made with {key} = {then.get(key)}, this run has {now.get(key)}; "
-                "use the same, choose another place, or remove this one"
-            )
