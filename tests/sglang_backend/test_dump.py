@@ -21,7 +21,7 @@ from trainer.data.packing import join, pack
 from trainer.errors import ConfigError
 from trainer.hidden_states.choose import open_states
 from trainer.hidden_states.extract import run_extract
-from trainer.hidden_states.from_sglang import EngineStates
+from trainer.hidden_states.from_sglang import SGLangStates
 from trainer.inputs import load_inputs
 
 CAPTURE = ["--enable-return-aux-hidden-states", "--speculative-algorithm", "EAGLE3"]
@@ -93,21 +93,21 @@ def check_refusals(config: RunConfig, files) -> None:
     with pytest.raises(
         ConfigError, match=r"captures the states entering layers \[1, 3, 6\], this run wants \[2, 4, 5\]"
     ):
-        EngineStates(*of, head, (2, 4, 5), 8, store)
+        SGLangStates(*of, head, (2, 4, 5), 8, store)
     row = join([Document(torch.tensor([5, 6, 7]), torch.ones(3, dtype=torch.bool))])
     with pytest.raises(InputError, match=r"aux has shape \(3, 192\), expected \(3, 96\)"):
-        EngineStates(*of, head[:, :32], AUX_IDS, 8, store)(row)
-    states = EngineStates(*of, head, AUX_IDS, 8, store)
+        SGLangStates(*of, head[:, :32], AUX_IDS, 8, store)(row)
+    states = SGLangStates(*of, head, AUX_IDS, 8, store)
     with pytest.raises(InputError, match="longer than the model's context length"):
         states(join([Document(torch.arange(600) % VOCAB, torch.ones(600, dtype=torch.bool))]))
     (files / f"{states.prefix}0.safetensors").write_bytes(b"left by a killed run")
-    EngineStates(*of, head, AUX_IDS, 8, store)
+    SGLangStates(*of, head, AUX_IDS, 8, store)
     assert list(files.iterdir()) == []
     shutil.rmtree(files)
     with pytest.raises(InputError, match="answered and did not write it"):
         states(row)
     with pytest.raises(InputError, match="is not there on this machine"):
-        EngineStates(*of, head, AUX_IDS, 8, store)
+        SGLangStates(*of, head, AUX_IDS, 8, store)
     files.mkdir()
     assert states(row).aux.shape == (3, 192)  # the server goes on
 

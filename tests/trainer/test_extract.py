@@ -20,7 +20,7 @@ from trainer.errors import ConfigError
 from trainer.hidden_states import choose, extract
 from trainer.hidden_states.choose import open_states
 from trainer.hidden_states.extract import run_extract
-from trainer.hidden_states.from_transformers import InProcessStates
+from trainer.hidden_states.from_transformers import TransformersStates
 from trainer.inputs import load_inputs
 from trainer.train.run import run_eval, run_train
 
@@ -90,7 +90,7 @@ def test_stored_states_are_the_targets_rounded_to_the_stores_dtype(run, tmp_path
     inputs = load_inputs(config)
     ends = load_inputs(run(*cached(tmp_path / "states")), whole=False)
     ours = open_states(run(*cached(tmp_path / "states")), ends, AUX, {"data.train": ends.train})
-    direct = InProcessStates(inputs.target, AUX)
+    direct = TransformersStates(inputs.target, AUX)
     assert torch.equal(ours.head, direct.head)
     for row in pack(inputs.train, config.data.row_length):
         found, expected = ours(row), direct(row)
@@ -105,14 +105,14 @@ def test_rows_packed_otherwise_find_the_same_documents(run, states):
     config = run(*cached(states), "data.row_length=64")
     ends = load_inputs(config, whole=False)
     ours = open_states(config, ends, AUX, {"data.train": ends.train})
-    direct = InProcessStates(load_inputs(config).target, AUX)
+    direct = TransformersStates(load_inputs(config).target, AUX)
     for row in pack(ends.train, 64):
         torch.testing.assert_close(ours(row).aux, direct(row).aux, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(ours(row).final_hidden, direct(row).final_hidden, rtol=1e-4, atol=1e-4)
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(run, states, tmp_path, monkeypatch):
-    compute, calls = InProcessStates.__call__, []
+    compute, calls = TransformersStates.__call__, []
 
     def interrupted(self, row):
         calls.append(row)
@@ -121,13 +121,13 @@ def test_an_interrupted_run_ends_with_the_same_bytes(run, states, tmp_path, monk
         return compute(self, row)
 
     other, config = tmp_path / "other", run("states.dtype=float32")
-    monkeypatch.setattr(InProcessStates, "__call__", interrupted)
+    monkeypatch.setattr(TransformersStates, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_extract(config, other)
     assert 1 < len(contents(other)) < len(contents(states))
     (other / ".shard-00003.safetensors.partial-1").write_bytes(b"left by a killed run")
     (other / "shard-00003.safetensors").write_bytes(b"written, and not yet in the index")
-    monkeypatch.setattr(InProcessStates, "__call__", compute)
+    monkeypatch.setattr(TransformersStates, "__call__", compute)
     run_extract(config, other)
     assert contents(other) == contents(states)
 

@@ -17,7 +17,7 @@ from trainer.data.documents import Document
 from trainer.data.packing import pack
 from trainer.evaluate import teacher_forced
 from trainer.export.export import greedy
-from trainer.hidden_states.from_transformers import InProcessStates
+from trainer.hidden_states.from_transformers import TransformersStates
 from trainer.inputs import load_inputs
 from trainer.train.run import run_train
 
@@ -44,7 +44,7 @@ def trained(target_dir, data_file, tmp_path_factory):
     config = load_config(None, [*options, both, f"data.heldout={data_file}"])
     run_train(config)
     drafter = load_drafter(config.output / "head").eval()
-    states = InProcessStates(inputs.target, drafter.config.aux_layer_ids)
+    states = TransformersStates(inputs.target, drafter.config.aux_layer_ids)
     return config, states, {"foreign": list(inputs.train), "own": own}, drafter
 
 

@@ -10,7 +10,7 @@ from peagle_core.errors import InputError
 from peagle_core.target import pick_states
 from trainer.data.documents import Document
 from trainer.data.packing import join
-from trainer.hidden_states.from_transformers import MAX_PADDED, InProcessStates, group_by_length
+from trainer.hidden_states.from_transformers import MAX_PADDED, TransformersStates, group_by_length
 
 AUX = (2, 4, 5)
 
@@ -22,7 +22,7 @@ def documents(*lengths: int) -> list[Document]:
 def test_packed_equals_one_document_at_a_time():
     target = tiny_target(dtype=torch.float32)
     docs = documents(9, 30, 1, 12, 30, 11)
-    batch = InProcessStates(target, AUX)(join(docs))
+    batch = TransformersStates(target, AUX)(join(docs))
     aux, final = [], []
     for document in docs:
         with torch.no_grad():
@@ -37,7 +37,7 @@ def test_packed_equals_one_document_at_a_time():
 def test_final_state_times_head_is_the_targets_distribution():
     target = tiny_target(dtype=torch.float32)
     (document,) = docs = documents(17)
-    states = InProcessStates(target, AUX)
+    states = TransformersStates(target, AUX)
     with torch.no_grad():
         logits = target(input_ids=document.input_ids[None]).logits[0]
     torch.testing.assert_close(states(join(docs)).final_hidden @ states.head.T, logits, rtol=1e-4, atol=1e-4)
@@ -58,4 +58,4 @@ def test_states_that_are_not_finite_are_refused():
     with torch.no_grad():
         target.model.layers[3].mlp.down_proj.weight[0, 0] = torch.nan
     with pytest.raises(InputError, match="not finite"):
-        InProcessStates(target, AUX)(join(documents(5)))
+        TransformersStates(target, AUX)(join(documents(5)))

@@ -1,5 +1,5 @@
-"""Where hidden states come from.
+"""Give training the target's hidden states: from transformers, from a SGLang server, or from a directory of them.
 
-`base` is the interface, `in_process` a transformers target beside the drafter, `engine` a SGLang server, `cached` a
-directory of states (`store`, of `shards`); `sources` chooses.
+`base` is the interface; `from_transformers`, `from_sglang` and `cached` (a `store` of `shards`) implement it; `choose`
+takes the one that the configuration names, `extract` fills a store.
 """

@@ -1,8 +1,8 @@
-"""The one thing a source of hidden states does: say what the target thinks of a packed row."""
+"""Define what every source of hidden states does: give the target's states of a packed row."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -13,27 +13,35 @@ from peagle_core.training import Batch
 from trainer.data.packing import PackedRow
 
 
-class StateSource(Protocol):
-    """head: [V, H_t], the weight of the target's output head, on the training device; target: the model that computes
-    states in this process, None where none does.
+class StateSource(ABC):
+    """Gives the target's hidden states of packed rows.
+
+    head: [V, H_t], the weight of the target's output head, on the training device; target: the model that computes
+    states in this process, None where none does; rows_at_once: how many rows may be asked for together, from as many
+    threads.
     """
 
-    @property
-    def head(self) -> Tensor: ...
+    head: Tensor
+    target: PreTrainedModel | None = None
+    rows_at_once: int = 1
 
-    @property
-    def target(self) -> PreTrainedModel | None: ...
-
+    @abstractmethod
     def __call__(self, row: PackedRow) -> Batch:
-        """The row with its aux and final states: float32 (as the drafter's master weights are), on the training device.
+        """Return the row with its aux and final states: float32 (as the drafter's master weights are), on the training
+        device.
 
         Raises InputError when they are not finite.
         """
-        ...
+
+    def flush(self) -> None:  # noqa: B027, most sources keep nothing
+        """Write what was computed and is not on disk yet, where this source keeps states on disk."""
+
+    def remove(self) -> None:  # noqa: B027
+        """Delete the states on disk, where this source keeps any."""
 
 
 def batch_of(row: PackedRow, aux: list[Tensor], final: list[Tensor], device: torch.device, blame: str) -> Batch:
-    """A source's answer from the states of the row's documents, in any dtype and place.
+    """Join the states of the row's documents, in any dtype and on any device, to what a source returns.
 
     blame: the sentence for states that are not finite, which is an InputError.
     """

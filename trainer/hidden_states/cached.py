@@ -1,9 +1,8 @@
-"""Hidden states from a store on disk; what is missing there can be computed and added on the way."""
+"""Read hidden states from a store on disk; what is missing there can be computed and added on the way."""
 
 from __future__ import annotations
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from peagle_core.errors import InputError
 from peagle_core.training import Batch
@@ -13,8 +12,9 @@ from trainer.hidden_states.shards import DocumentStates
 from trainer.hidden_states.store import StateStore
 
 
-class CachedStates:
-    """head: [V, H_t], on the training device; maker: computes the states of rows with missing documents, if any.
+class CachedStates(StateSource):
+    """Reads a store. head: [V, H_t], on the training device; maker: computes the states of rows with missing documents,
+    if any may be missing.
 
     Computed states are used as the store keeps them, rounded to its dtype: the same numbers whether a row was met
     before or not.
@@ -22,10 +22,7 @@ class CachedStates:
 
     def __init__(self, store: StateStore, head: Tensor, maker: StateSource | None = None) -> None:
         self.store, self.head, self.maker = store, head, maker
-
-    @property
-    def target(self) -> PreTrainedModel | None:
-        return None if self.maker is None else self.maker.target
+        self.target = None if maker is None else maker.target
 
     def __call__(self, row: PackedRow) -> Batch:
         documents = row.input_ids.split(row.lengths)
@@ -38,15 +35,22 @@ class CachedStates:
         blame = f"{self.store.directory}: hidden states are not finite"
         return batch_of(row, [s.aux for s in states], [s.final_hidden for s in states], self.head.device, blame)
 
+    def flush(self) -> None:
+        self.store.flush()
+
+    def remove(self) -> None:
+        self.store.remove()
+        print(f"{self.store.directory}: removed, for states.keep is false")
+
 
 def documents_of(row: PackedRow, batch: Batch) -> list[DocumentStates]:
-    """The states of a row, divided among its documents."""
+    """Divide the states of a row among its documents."""
     parts = (x.split(row.lengths) for x in (row.input_ids, batch.aux, batch.final_hidden))
     return [DocumentStates(*document) for document in zip(*parts, strict=True)]
 
 
 def missing_states(store: StateStore, input_ids: Tensor, which: str) -> InputError:
-    """which: names the document."""
+    """Return the error for a document without states. which: names the document."""
     start = ", ".join(map(str, input_ids[:4].tolist()))
     return InputError(
         f"{store.directory}: has no states of {which} ({len(input_ids)} tokens, {start}, ...); extract them, "

@@ -1,4 +1,4 @@
-"""Which source of hidden states a run takes, and what computes states for a store."""
+"""Choose the source of a run's hidden states, and what computes states for a store."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from trainer.config import RunConfig
 from trainer.data.documents import Document
 from trainer.hidden_states.base import StateSource
 from trainer.hidden_states.cached import CachedStates, missing_states
-from trainer.hidden_states.from_sglang import EngineStates
-from trainer.hidden_states.from_transformers import InProcessStates
+from trainer.hidden_states.from_sglang import SGLangStates
+from trainer.hidden_states.from_transformers import TransformersStates
 from trainer.hidden_states.shards import document_key
 from trainer.hidden_states.store import StateStore, read_store, store_to_add_to
 from trainer.hidden_states.target_digest import target_digest
 from trainer.inputs import RunInputs
 from trainer.storage.index import INDEX
-from trainer.target.load import embedding, load_target, weight_bytes
+from trainer.target.load import embedding, load_target
 
 
 def open_states(
     config: RunConfig, inputs: RunInputs, aux_layer_ids: tuple[int, ...], needed: Mapping[str, Sequence[Document]]
 ) -> StateSource:
-    """The source that states.source names. needed: all documents that will be asked for, under names for messages.
+    """Open the source that states.source names. needed: all documents that will be asked for, by names for messages.
 
     Raises InputError, naming the first document, when the cache lacks one that is not to be computed.
     """
     if inputs.model is not None:
-        return InProcessStates(inputs.model, aux_layer_ids)
+        return TransformersStates(inputs.model, aux_layer_ids)
     directory, generate = config.states_directory, config.states.on_miss == "generate"
     head = target_head(inputs.target)
     if not generate or (directory / INDEX).is_file():
@@ -56,12 +56,12 @@ def open_states(
 def open_to_add(
     config: RunConfig, inputs: RunInputs, aux_layer_ids: tuple[int, ...], directory: Path
 ) -> tuple[StateStore, Callable[[], StateSource]]:
-    """The store in `directory`, there or not, for states that this run computes, and what makes their source
-    (states.engine).
+    """Open or begin the store in `directory` for states that this run computes, and return it with what makes their
+    source (states.engine).
     """
     make: Callable[[], StateSource]
     if config.states.engine == "sglang":
-        engine = EngineStates(
+        server = SGLangStates(
             config.target,
             config.states.url,
             target_head(inputs.target),
@@ -69,22 +69,22 @@ def open_to_add(
             inputs.num_target_layers,
             directory,
         )
-        made_by, make = engine.made_by, lambda: engine
+        made_by, make = server.made_by, lambda: server
     else:
         made_by = f"transformers, {str(embedding(inputs.target).dtype).removeprefix('torch.')}"
-        make = partial(_in_process, config, aux_layer_ids)
+        make = partial(_from_transformers, config, aux_layer_ids)
     settings = {
         **_meaning(config.target, inputs, aux_layer_ids), "dtype": config.states.dtype, "made by": made_by
     }  # fmt: skip
     return store_to_add_to(directory, settings, config.states.tokens_per_shard), make
 
 
-def _in_process(config: RunConfig, aux_layer_ids: tuple[int, ...]) -> InProcessStates:
-    return InProcessStates(load_target(config), aux_layer_ids)
+def _from_transformers(config: RunConfig, aux_layer_ids: tuple[int, ...]) -> TransformersStates:
+    return TransformersStates(load_target(config), aux_layer_ids)
 
 
 def check_room(store: StateStore, documents: Iterable[Tensor]) -> int:
-    """Bytes that the missing ones of the documents (token ids) take, each counted once; says so, beside what is free.
+    """Return and print the bytes that the missing ones of the documents (token ids) take, each counted once.
 
     Raises InputError when they do not fit.
     """
@@ -102,24 +102,6 @@ def check_room(store: StateStore, documents: Iterable[Tensor]) -> int:
 
 def _size(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-
-
-def flush(states: StateSource) -> None:
-    """Write what was computed and is not on disk yet."""
-    if isinstance(states, CachedStates):
-        states.store.flush()
-
-
-def remove(states: StateSource) -> None:
-    """Delete what is on disk."""
-    if isinstance(states, CachedStates):
-        states.store.remove()
-        print(f"{states.store.directory}: removed, for states.keep is false")
-
-
-def target_bytes(inputs: RunInputs, states: StateSource) -> int:
-    """Return the bytes of the target's weights in this process."""
-    return weight_bytes(states.target or inputs.target)
 
 
 def _meaning(target: str, inputs: RunInputs, aux_layer_ids: tuple[int, ...]) -> dict[str, Any]:

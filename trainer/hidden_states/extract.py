@@ -1,4 +1,4 @@
-"""The verb `extract`: the target's hidden states of all documents of a run, into a directory that training reads.
+"""Extract the target's hidden states of all documents of a run, into a directory that training reads.
 
 Rows are packed as training packs them and go through the target in their order; a shard is written whenever
 states.tokens_per_shard are there. A run that was killed goes on behind the last shard with the same rows in the same
@@ -25,7 +25,6 @@ from trainer.errors import ConfigError
 from trainer.hidden_states.base import StateSource
 from trainer.hidden_states.cached import documents_of
 from trainer.hidden_states.choose import check_room, open_to_add
-from trainer.hidden_states.from_sglang import EngineStates
 from trainer.hidden_states.store import StateStore
 from trainer.inputs import load_inputs
 from trainer.new_drafter import drafter_config
@@ -82,8 +81,11 @@ def _fill(store: StateStore, maker: StateSource, rows: Iterator[PackedRow], bar:
 
 
 def _computed(maker: StateSource, rows: Iterator[PackedRow]) -> Iterator[tuple[PackedRow, Batch]]:
-    """In order. A server is asked for several rows at once; with transformers a second thread would be in the way."""
-    if not isinstance(maker, EngineStates):
+    """Yield the rows, in order, with their states.
+
+    A server is asked for several rows at once; with transformers a second thread would be in the way.
+    """
+    if maker.rows_at_once == 1:
         for row in rows:
             yield row, maker(row)
         return

@@ -1,5 +1,6 @@
-"""Hidden states from a SGLang server that captures them (sglang_backend/dump/hidden_states.py), for targets that need
-tensor parallelism, or are quantised in a way that transformers does not run.
+"""Ask a SGLang server for hidden states, which it writes to files (sglang_backend/dump/hidden_states.py).
+
+This is for targets that need tensor parallelism, or are quantised in a way that transformers does not run.
 
 A row's documents are prompts of one request, each with a request id of its own. The server writes a file per id before
 it answers, into a directory that both machines see; the files are read and removed here.
@@ -22,21 +23,19 @@ from peagle_core.errors import InputError
 from peagle_core.training import Batch
 from trainer.data.packing import PackedRow
 from trainer.errors import ConfigError
-from trainer.hidden_states.base import batch_of
+from trainer.hidden_states.base import StateSource, batch_of
 from trainer.parallel import processes
 
 CONNECT_TIMEOUT, TIMEOUT = 30.0, 1800.0  # seconds
 
 
-class EngineStates:
-    """head: [V, H_t], of the target, on the training device; store: where the states go; made_by: what it notes about
-    the numbers; rows_at_once: rows that may be asked for together, from as many threads.
+class SGLangStates(StateSource):
+    """Asks a server. store: the directory where the states go; made_by: what that notes about the numbers.
 
     Raises InputError when no such server answers at states.url, ConfigError when it captures other states.
     """
 
     rows_at_once = 16
-    target = None
 
     def __init__(
         self,
@@ -127,7 +126,7 @@ class EngineStates:
 
 
 def launch_line(target: str, aux_layer_ids: tuple[int, ...]) -> str:
-    """A server that captures what is wanted. SGLang counts layers by their output, one less."""
+    """Return the command of a server that captures what is wanted. SGLang counts layers by their output, one less."""
     layers = " ".join(str(k - 1) for k in aux_layer_ids)
     return (
         f"PEAGLE_STATES_DIR=/dev/shm/states python -m sglang.launch_server --model-path {target} --disable-radix-cache "

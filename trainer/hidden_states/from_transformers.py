@@ -1,4 +1,4 @@
-"""Hidden states from a transformers causal LM in this process.
+"""Compute hidden states with a transformers causal LM in this process.
 
 The documents of a packed row go through the target as separate, right-padded sequences: whatever its attention looks
 like, no document sees another, and no real token sees the padding behind it.
@@ -7,25 +7,25 @@ like, no document sees another, and no real token sees the padding behind it.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from peagle_core.target import pick_states, run_target, target_head
 from peagle_core.training import Batch
 from trainer.data.packing import PackedRow
-from trainer.hidden_states.base import batch_of
+from trainer.hidden_states.base import StateSource, batch_of
 
 # Padding up to a quarter of the real tokens is cheaper than one more forward pass.
 MAX_PADDED = 1.25
 
 
-class InProcessStates:
-    """aux_layer_ids: "state entering layer k". The target must be on the training device."""
+class TransformersStates(StateSource):
+    """Runs the target, which must be on the training device. aux_layer_ids: "state entering layer k"."""
 
     def __init__(self, target: PreTrainedModel, aux_layer_ids: tuple[int, ...]) -> None:
         self.target = target
         self.aux_layer_ids = aux_layer_ids
-        self.head: Tensor = target_head(target)
+        self.head = target_head(target)
 
     @torch.no_grad()
     def __call__(self, row: PackedRow) -> Batch:
@@ -48,7 +48,7 @@ class InProcessStates:
 
 
 def group_by_length(lengths: list[int]) -> list[list[int]]:
-    """Indices in groups of like lengths, so that padding each group to its longest costs at most MAX_PADDED."""
+    """Return indices in groups of like lengths, so that padding each group to its longest costs at most MAX_PADDED."""
     groups: list[list[int]] = []
     longest = real = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):

@@ -1,4 +1,4 @@
-"""One file of stored hidden states: documents one after the other, each under the digest of its token ids.
+"""Write and read a file of stored hidden states: documents one after the other, each under the digest of its token ids.
 
 input_ids int32[n]; aux [n, 3H_t] and final_hidden [n, H_t], bfloat16 or float32; offsets int64[documents + 1]; keys
 uint8[documents, 16]; checksums uint8[documents, 32], SHA-256 of a document's ids and states. Whoever lists the file
@@ -27,7 +27,7 @@ KEY_BYTES = 16
 
 @dataclass(frozen=True)
 class DocumentStates:
-    """input_ids: int64[n]; aux: [n, 3H_t]; final_hidden: [n, H_t]. On the CPU."""
+    """Hidden states of one document. input_ids: int64[n]; aux: [n, 3H_t]; final_hidden: [n, H_t]. On the CPU."""
 
     input_ids: Tensor
     aux: Tensor
@@ -35,7 +35,7 @@ class DocumentStates:
 
 
 def document_key(input_ids: Tensor) -> bytes:
-    """What a document's states are found by: 16 bytes of SHA-256 of its token ids."""
+    """Return what a document's states are found by: 16 bytes of SHA-256 of its token ids."""
     return hashlib.sha256(input_ids.to(torch.int32).numpy().tobytes()).digest()[:KEY_BYTES]
 
 
@@ -65,7 +65,7 @@ def write_states(path: Path, documents: Sequence[DocumentStates]) -> Entry:
 
 
 class StateShard:
-    """The documents of one file, read through a memory map when asked for.
+    """Reads documents of one file, through a memory map, when asked for.
 
     entry: of the file, in the index. Raises InputError when the file is not the one the index speaks of.
     """

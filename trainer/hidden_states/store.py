@@ -32,7 +32,7 @@ STATES = Contents(
 
 
 class StateStore:
-    """States by token ids. tokens_per_shard: documents that were added are written when they reach that many tokens."""
+    """Holds states by token ids. tokens_per_shard: added documents are written when they reach that many tokens."""
 
     def __init__(self, directory: Path, settings: dict[str, Any], tokens_per_shard: int = 1) -> None:
         self.directory, self.settings, self.tokens_per_shard = directory, settings, tokens_per_shard
@@ -43,7 +43,7 @@ class StateStore:
         self._open_shards(read_index(directory, STATES).shards)
 
     def size_of(self, documents: int, tokens: int) -> int:
-        """Bytes that so much takes on disk, but for the headers of files."""
+        """Return the bytes that so much takes on disk, without the headers of files."""
         width = (NUM_AUX_STATES + 1) * self.settings["hidden_size"]
         return tokens * (width * self.dtype.itemsize + 4) + documents * BYTES_PER_DOCUMENT
 
@@ -52,7 +52,7 @@ class StateStore:
         return key in self._places or key in self._pending
 
     def read(self, input_ids: Tensor) -> DocumentStates:
-        """The states of a document that is there. Raises InputError when they are damaged or of other tokens."""
+        """Return the states of a document that is there. Raises InputError when they are damaged or of other tokens."""
         key = document_key(input_ids)
         if key in self._pending:
             return self._pending[key]
@@ -63,7 +63,7 @@ class StateStore:
         return found
 
     def add(self, documents: Iterable[DocumentStates]) -> None:
-        """Take what is not there yet. Raises InputError when a shard is due and the disk does not take it."""
+        """Add what is not there yet. Raises InputError when a shard is due and the disk does not take it."""
         for document in documents:
             if document.input_ids not in self:
                 self._pending[document_key(document.input_ids)] = DocumentStates(
@@ -91,7 +91,7 @@ class StateStore:
         self._pending.clear()
 
     def remove_if_empty(self) -> None:
-        """After a refusal: leave no directory that holds no states."""
+        """Remove the directory if it holds no states, after a refusal."""
         if not self._known:
             self.remove()
 
@@ -112,7 +112,7 @@ class StateStore:
 
 
 def read_store(directory: Path, meaning: dict[str, Any]) -> StateStore:
-    """The store in `directory`, to read from. meaning: MEANING as this run has it.
+    """Open the store in `directory` to read from it. meaning: MEANING as this run has it.
 
     Raises ConfigError when the store's differs, and InputError when there is none or it is damaged.
     """
@@ -124,7 +124,7 @@ def read_store(directory: Path, meaning: dict[str, Any]) -> StateStore:
 
 
 def store_to_add_to(directory: Path, settings: dict[str, Any], tokens_per_shard: int) -> StateStore:
-    """The store in `directory`, which is made when it is not there. settings: SETTINGS as this run has them.
+    """Open the store in `directory`, which is made when it is not there. settings: SETTINGS as this run has them.
 
     Raises ConfigError when the store's differ or other files are there, InputError when it cannot be read or written.
     """

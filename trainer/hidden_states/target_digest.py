@@ -1,4 +1,6 @@
-"""Which target hidden states belong to: a digest that another model does not share and that takes no second pass."""
+"""Compute which target hidden states belong to: a digest that no other model shares and that takes
+no second pass over the weights.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ NO_MATTER = ("_name_or_path", "transformers_version")  # of config.json
 
 
 def target_digest(target: str) -> str:
-    """A digest of the target's config.json and of every tensor's name, dtype, shape and first 4 KiB.
+    """Return a digest of the target's config.json and of every tensor's name, dtype, shape and first 4 KiB.
 
     The same for a copy, for a hub name and its directory, and however the weights are divided into files. Raises
     InputError when the files cannot be read or are no safetensors.
@@ -36,7 +38,7 @@ def target_digest(target: str) -> str:
 
 
 def _tensors(path: Path) -> list[str]:
-    """A line for every tensor of a safetensors file: eight bytes with the header's length, the header (JSON), data."""
+    """Return a line for every tensor of a safetensors file, which is the header's length (8 bytes), the header, data."""
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(start - 8))

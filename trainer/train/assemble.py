@@ -12,7 +12,7 @@ from trainer.checkpoint.train_state import TrainState
 from trainer.config import RunConfig
 from trainer.data.packing import PackedRow, pack
 from trainer.hidden_states.base import StateSource
-from trainer.hidden_states.choose import open_states, target_bytes
+from trainer.hidden_states.choose import open_states
 from trainer.inputs import RunInputs, load_inputs
 from trainer.loss_guard import LossGuard
 from trainer.new_drafter import new_drafter
@@ -21,6 +21,7 @@ from trainer.parallel.drafter_weights import make_weights
 from trainer.sampler import RowSampler, total_steps
 from trainer.sizing.choose import settle
 from trainer.sizing.parallel import settle_parallel
+from trainer.target.load import weight_bytes
 from trainer.train.optimizer import make_optimizers, make_schedulers
 
 
@@ -56,7 +57,7 @@ def open_run(config: RunConfig) -> Run:
     drafter = new_drafter(config, inputs.target, inputs.mask_token_id, inputs.train)
     needed = {"data.train": inputs.train, "held-out": inputs.heldout}
     hidden_states = open_states(config, inputs, drafter.config.aux_layer_ids_for(inputs.num_target_layers), needed)
-    config = settle(config, drafter, target_bytes(inputs, hidden_states))
+    config = settle(config, drafter, weight_bytes(hidden_states.target or inputs.target))
     state = _new_state(config, drafter, len(rows))
     contract = make_contract(config, drafter, rows)
     processes.check_same(contract, "the drafter, the settings or the data")

@@ -14,7 +14,7 @@ from trainer.config import RunConfig
 from trainer.data.packing import pack
 from trainer.evaluate import Evaluation, evaluate, prompts_of
 from trainer.hidden_states.base import StateSource
-from trainer.hidden_states.choose import flush, open_states
+from trainer.hidden_states.choose import open_states
 from trainer.inputs import RunInputs
 from trainer.train.run_directory import write_record
 
@@ -58,7 +58,7 @@ def measure_saved(
         [prompt.to(config.device) for prompt in prompts],
         inputs.eos_token_id,
     )
-    flush(hidden_states)
+    hidden_states.flush()
     write_record(report, {"head": str(head), "target": config.target, "step": step, **result.to_dict()})
     print("\n".join([*result.lines(), f"written: {report}"]))
     return result

@@ -16,7 +16,6 @@ from trainer.checkpoint.checkpoints import load_checkpoint, newest_checkpoint
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
 from trainer.evaluate import Evaluation
-from trainer.hidden_states.choose import flush, remove
 from trainer.parallel import processes
 from trainer.sizing.parallel import settle_parallel
 from trainer.train.assemble import Run, open_inputs, open_run
@@ -46,7 +45,7 @@ def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
     progress = Progress(config.output / "tensorboard", state.total_steps, state.step, config.log_every)
     try:
         stopped = train(run, progress, PeriodicEvaluation(run, progress))
-        flush(run.hidden_states)
+        run.hidden_states.flush()
         progress.bar.close()
         if stopped:
             print(f"{stopped.name}: stopped after step {state.step} of {state.total_steps}; continue with --resume")
@@ -60,7 +59,7 @@ def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
     if not config.states.keep:
         processes.barrier()
         if processes.is_main():
-            remove(run.hidden_states)
+            run.hidden_states.remove()
     return None
 
 
