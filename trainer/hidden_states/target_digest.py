@@ -38,7 +38,7 @@ def target_digest(target: str) -> str:
 
 
 def _tensors(path: Path) -> list[str]:
-    """Return a line for every tensor of a safetensors file, which is the header's length (8 bytes), the header, data."""
+    """Return a line for every tensor of a safetensors file: the header's length in 8 bytes, the header (JSON), data."""
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(start - 8))
