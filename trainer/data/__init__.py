@@ -1,1 +1,5 @@
-"""Files -> packed rows: `documents` reads and tokenises, `chat` finds what the target said, `packing` fills rows."""
+"""Turn files into packed rows.
+
+`sources` reads records; `chat` finds what the target said in them, `documents` makes token ids of them, `packing` fills
+rows. What `prepare` wrote beforehand is read by `prepared`, from `shards`; `vocabulary` counts tokens for the drafter.
+"""

@@ -1,4 +1,4 @@
-"""Which part of a conversation the target generated, for any chat template, with no knowledge of templates.
+"""Find the part of a conversation that the target generated, for any chat template, with no knowledge of templates.
 
 An assistant turn is what the full render adds to the render that ends with the generation prompt.
 """
@@ -30,7 +30,7 @@ CUT = "length"
 
 
 def sharegpt_messages(conversations: Any) -> Any:
-    """[{"from", "value"}, ...] -> [{"role", "content"}, ...]; a list that has roles already is taken as it is.
+    """Turn [{"from", "value"}, ...] into [{"role", "content"}, ...]; a list that has roles already is taken as it is.
 
     Such collections often begin in the middle of a talk: answers before the first question are left out, for nothing
     prompted them. Raises InputError for a speaker that is not known.
@@ -52,15 +52,17 @@ def sharegpt_messages(conversations: Any) -> Any:
 
 
 def prompted(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages without the answers before the first question."""
+    """Return the messages without the answers before the first question."""
     asked = [message["role"] == "user" for message in messages]
     first = asked.index(True) if any(asked) else len(messages)
     return [m for i, m in enumerate(messages) if i > first or m["role"] != "assistant"]
 
 
 def chat_spans(messages: Any, tokenizer: PreTrainedTokenizerBase | None) -> list[list[Span]]:
-    """The conversation as one list of spans; one per assistant turn where the template rewrites earlier turns
-    (dropped reasoning, for instance), because each of them was generated behind a different prompt.
+    """Divide a conversation into spans, in one list.
+
+    Where the template rewrites earlier turns (drops their reasoning, for instance) there is one list per assistant
+    turn, because each of them was generated behind a different prompt.
 
     Raises InputError when the messages are malformed or the template cannot render them.
     """
@@ -89,8 +91,10 @@ def chat_spans(messages: Any, tokenizer: PreTrainedTokenizerBase | None) -> list
 
 
 def _generated_length(message: dict[str, Any], rendered: str) -> int:
-    """Characters of a rendered assistant turn that the target generated: all, or, of an answer that was cut
-    ('finish_reason': 'length'), those up to the end of its text; 0 where the template does not show that text.
+    """Return how many characters of a rendered assistant turn the target generated.
+
+    All, or, of an answer that was cut ('finish_reason': 'length'), those up to the end of its text; 0 where the
+    template does not show that text.
     """
     if message.get("finish_reason") != CUT:
         return len(rendered)
@@ -110,7 +114,7 @@ class ShownReasoning:
 
 
 def shown_reasoning(tokenizer: PreTrainedTokenizerBase | None) -> ShownReasoning:
-    """Found by rendering. Raises InputError when the template cannot render an answer at all."""
+    """Render an answer to see where reasoning is shown. Raises InputError when the template cannot render it."""
     mark = "THE-REASONING"
 
     def shows(**message: str) -> bool:

@@ -1,4 +1,4 @@
-"""Records -> documents: token ids and, for each, whether the target generated it.
+"""Turn records into documents: token ids and, for each, whether the target generated it.
 
 Forms of a record: {"text"}, {"prompt", "response"}, {"messages"}, {"conversations"} (ShareGPT) or, tokenised,
 {"input_ids", "loss_mask"}. Texts longer than max_length are divided into several documents, answers are cut there.
@@ -24,7 +24,7 @@ MIN_TOKENS = 3
 
 @dataclass(frozen=True)
 class Document:
-    """input_ids: int64[n]; loss_mask: bool[n], True where the target generated the token."""
+    """Tokens of one text. input_ids: int64[n]; loss_mask: bool[n], True where the target generated the token."""
 
     input_ids: Tensor
     loss_mask: Tensor
@@ -54,7 +54,7 @@ class ReadReport:
 def read_documents(
     sources: Sequence[str], tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, max_length: int
 ) -> tuple[list[Document], ReadReport]:
-    """All useful documents of the sources (see trainer.data.sources), in order.
+    """Read all useful documents of the sources (see trainer.data.sources), in order.
 
     tokenizer: the target's, needed for anything but {"input_ids"}; vocab_size: of the target. Raises InputError naming
     the place of a malformed record, an id outside the vocabulary, and when nothing at all is supervised.
@@ -71,7 +71,7 @@ def read_documents(
 def useful_documents(
     record: Record, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, max_length: int, report: ReadReport
 ) -> list[Document]:
-    """The documents of one record, each of at most max_length tokens; what is left out is counted in `report`."""
+    """Return the documents of one record, each of at most max_length tokens; count what is left out in `report`."""
     where, content = record
     documents: list[Document] = []
     report.records += 1
@@ -98,7 +98,7 @@ def nothing_supervised(sources: Sequence[str]) -> InputError:
 
 
 def _parse(record: Any, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[tuple[Document, bool]]:
-    """(document, is one running text) of a record."""
+    """Yield (document, whether it is one running text) of a record."""
     if not isinstance(record, dict):
         raise InputError("a JSON object was expected")
     if "input_ids" in record:

@@ -1,4 +1,4 @@
-"""Documents -> packed rows, by best fit: longest first, each into the fullest row that still has room."""
+"""Pack documents into rows, by best fit: longest first, each into the fullest row that still has room."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class PackedRows(Sequence[PackedRow]):
 
 
 def pack(documents: Sequence[Document], row_length: int) -> PackedRows:
-    """Every document whole in one row of at most row_length tokens; the same rows for the same documents.
+    """Put every document, whole, into a row of at most row_length tokens; the same rows for the same documents.
 
     Documents of equal length meet by chance: neighbours in a file are often alike, and a step of four alike documents
     teaches little more than a step of one (docs/decisions.md).
@@ -76,6 +76,7 @@ def pack(documents: Sequence[Document], row_length: int) -> PackedRows:
 
 
 def join(documents: Sequence[Document]) -> PackedRow:
+    """Return the documents, in this order, as one row."""
     lengths = torch.tensor([len(d) for d in documents])
     return PackedRow(
         torch.cat([d.input_ids for d in documents]),

@@ -69,7 +69,10 @@ class PreparedDocuments(Sequence[Document]):
 
 
 def is_prepared(sources: Sequence[str]) -> bool:
-    """Whether the sources are one prepared directory. Raises ConfigError for an unfinished one, or one among others."""
+    """Tell whether the sources are one prepared directory.
+
+    Raises ConfigError for an unfinished one, or one among others.
+    """
     unfinished = [s for s in sources if s.endswith(PARTIAL_SUFFIX) and Path(s).is_dir()]
     if unfinished:
         raise ConfigError(f"{unfinished[0]} is not finished; run prepare again, it continues where it stopped")
@@ -103,7 +106,10 @@ def read_checked_index(directory: Path) -> Index:
 
 
 def tokenizer_settings(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> dict[str, Any]:
-    """What token ids mean: of two tokenizers with the same entries, one can read what the other wrote."""
+    """Return what decides the meaning of token ids.
+
+    Of two tokenizers with the same entries, one can read what the other wrote.
+    """
     if tokenizer is None:
         return {"vocabulary": vocab_size, "tokenizer": None, "chat template": None}
     backend = getattr(tokenizer, "backend_tokenizer", None)

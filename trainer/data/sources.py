@@ -1,4 +1,4 @@
-"""Where records come from: .jsonl and .txt files, and Hugging Face datasets, as a whole or in parts.
+"""Read records from .jsonl and .txt files and Hugging Face datasets, as a whole or in parts.
 
 A dataset is a directory (`save_to_disk`, or files that `datasets.load_dataset` knows, parquet for one) or hf:NAME, from
 the hub; hf:NAME:SPLIT takes another split than train. A part is what one worker reads without reading the rest.
@@ -44,7 +44,7 @@ def is_dataset(source: str) -> bool:
 
 
 def survey(source: str, records_per_part: int) -> Survey:
-    """Raises InputError when the source cannot be read or holds nothing."""
+    """Divide a source into parts, and digest it. Raises InputError when the source cannot be read or holds nothing."""
     if is_dataset(source):
         dataset = _dataset(source)
         starts = range(0, len(dataset), records_per_part)
@@ -60,7 +60,7 @@ def survey(source: str, records_per_part: int) -> Survey:
 
 
 def read(part: Part) -> Iterator[Record]:
-    """Every record of the part with its place. Raises InputError naming the place of what cannot be decoded."""
+    """Yield every record of the part with its place. Raises InputError naming the place of what cannot be decoded."""
     if is_dataset(part.source):
         yield from _read_rows(part)
         return
@@ -123,7 +123,7 @@ def _read_rows(part: Part) -> Iterator[Record]:
 
 
 def _without_none(value: Any) -> Any:
-    """Rows have every column and every key of a struct; those that a record does not have are None there."""
+    """Drop what is None: rows have every column and every key of a struct, also those that a record does not have."""
     if isinstance(value, dict):
         return {key: _without_none(v) for key, v in value.items() if v is not None}
     return [_without_none(v) for v in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Which target tokens a draft vocabulary holds: those the target generated most often, and how much text they cover."""
+"""Choose the tokens of a draft vocabulary: those the target generated most often; and tell how much text they cover."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.data.documents import Document
 
 
 def count_generated(documents: Iterable[Document], vocab_size: int) -> Tensor:
-    """int64[V]: how often the target generated each token."""
+    """Count how often the target generated each token: int64[V]."""
     counts = torch.zeros(vocab_size, dtype=torch.int64)
     for document in documents:
         counts += torch.bincount(document.input_ids[document.loss_mask], minlength=vocab_size)
@@ -19,12 +19,12 @@ def count_generated(documents: Iterable[Document], vocab_size: int) -> Tensor:
 
 
 def most_frequent(counts: Tensor, draft_vocab_size: int) -> Tensor:
-    """int64[V_d], ascending ids (the smaller id first among equals)."""
+    """Return the most frequent ids, int64[V_d], ascending (the smaller id first among equals)."""
     return counts.argsort(descending=True, stable=True)[:draft_vocab_size].sort().values
 
 
 def draft_map(counts: Tensor, draft_vocab_size: int) -> dict[str, Tensor]:
-    """d2t int64[V_d]: target id minus draft id; t2d bool[V]: whether a target token can be drafted."""
+    """Return d2t int64[V_d]: target id minus draft id; t2d bool[V]: whether a target token can be drafted."""
     ids = most_frequent(counts, draft_vocab_size)
     t2d = torch.zeros(len(counts), dtype=torch.bool)
     t2d[ids] = True
@@ -32,11 +32,11 @@ def draft_map(counts: Tensor, draft_vocab_size: int) -> dict[str, Tensor]:
 
 
 def coverage(counts: Tensor, sizes: Iterable[int]) -> dict[int, float]:
-    """Share of the generated tokens that the `size` most frequent ones make up."""
+    """Return the share of the generated tokens that the `size` most frequent ones make up."""
     running = counts.sort(descending=True).values.cumsum(0)
     return {size: int(running[min(size, len(counts)) - 1]) / max(1, int(running[-1])) for size in sizes}
 
 
 def usual_sizes(vocab_size: int) -> list[int]:
-    """Powers of two below the vocabulary, six at most."""
+    """Return powers of two below the vocabulary, six at most."""
     return [2**k for k in range(vocab_size.bit_length()) if 2**k < vocab_size][-6:]

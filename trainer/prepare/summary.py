@@ -1,4 +1,4 @@
-"""What prepared data looks like: counts, lengths of documents and answers, coverage of smaller draft vocabularies."""
+"""Sum up prepared data: counts, lengths of documents and answers, coverage of smaller draft vocabularies."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Totals:
 
 
 def answer_lengths(mask: Tensor, offsets: Tensor) -> Tensor:
-    """int64[answers]: runs of True in mask bool[n], each inside one document."""
+    """Return int64[answers]: the lengths of runs of True in mask bool[n], each inside one document."""
     if not len(mask):
         return torch.zeros(0, dtype=torch.int64)
     begins = mask.clone()
@@ -54,7 +54,7 @@ def answer_lengths(mask: Tensor, offsets: Tensor) -> Tensor:
 
 
 def summarise(totals: Totals, read: dict[str, int], sizes: Iterable[int]) -> dict[str, Any]:
-    """The summary as plain values. read: records and what was left out of them."""
+    """Return the summary as plain values. read: records and what was left out of them."""
     generated = totals.generated_counts
     return {
         **read,
@@ -70,7 +70,7 @@ def summarise(totals: Totals, read: dict[str, int], sizes: Iterable[int]) -> dic
 
 
 def _distribution(lengths: Tensor) -> dict[str, Any]:
-    """Percentiles, and counts by powers of two: bins[k] counts lengths from 2^k to 2^(k+1) - 1."""
+    """Return percentiles, and counts by powers of two: bins[k] counts lengths from 2^k to 2^(k+1) - 1."""
     ordered = lengths.sort().values
     ranks = {f"p{p}": int(ordered[min(len(ordered) - 1, p * len(ordered) // 100)]) for p in PERCENTILES}
     powers = torch.tensor([2**k for k in range(1, int(ordered[-1]).bit_length())], dtype=torch.int64)
@@ -98,7 +98,7 @@ def print_summary(summary: dict[str, Any]) -> None:
 
 
 def draw_histograms(totals: Totals) -> bytes:
-    """A PNG with the lengths of documents and of answers."""
+    """Return a PNG with the lengths of documents and of answers."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

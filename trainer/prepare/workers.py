@@ -1,4 +1,4 @@
-"""Parts of the data -> shards, in worker processes; the shards do not depend on how many there are."""
+"""Make shards of the parts of the data, in worker processes; the shards do not depend on how many there are."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _work(job: Job) -> int:
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot end its workers, which would wait for work for ever."""
+    """End this worker when its parent is killed, which cannot end it: it would wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

@@ -1,4 +1,4 @@
-"""Ask what the journal does not have yet, so many at a time; no more of the data is in memory than is being asked."""
+"""Ask for what the journal does not have yet, so many at a time; only what is being asked for is in memory."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ async def ask_all(
     journal: Journal,
     reasoning: ShownReasoning | None,
 ) -> signal.Signals | None:
-    """Ask what the journal lacks. Returns the signal that ended it early, which loses only the answers under way, else
-    None.
+    """Ask what the journal lacks. Returns the signal that ended it early, which loses only the answers under way, else None.
 
     reasoning: where the target's template shows it; needed for conversations. Raises InputError when the server is gone
     or talks nonsense, OSError when the disk takes no more.

@@ -1,4 +1,4 @@
-"""The journal of finished records, in the order in which they were finished, and the same in the data's order.
+"""Keep a journal of finished records, in the order in which they were finished, and read it in the data's order.
 
 A line is the record's number, a blank, its JSON and a line break. A killed process can leave one that has no end, the
 last; it is cut off, and its record is asked again.
@@ -19,7 +19,7 @@ ABSENT = -1
 
 
 class Journal:
-    """Of `total` records, numbered from 0. In memory are only the places of their lines, 8 bytes each.
+    """A file of `total` records, numbered from 0. In memory are only the places of their lines, 8 bytes each.
 
     Raises InputError when a line in the middle is damaged.
     """
@@ -39,7 +39,7 @@ class Journal:
         return self._places[number] != ABSENT
 
     def append(self, number: int, record: dict[str, Any]) -> None:
-        """Raises OSError when the disk does not take all of it; then the journal has none of it."""
+        """Write a record. Raises OSError when the disk does not take all of it; then the journal has none of it."""
         assert number not in self
         line = b"%d %s\n" % (number, json.dumps(record, ensure_ascii=False).encode())
         try:
@@ -52,7 +52,7 @@ class Journal:
         self._note(number, len(line))
 
     def records(self) -> Iterator[bytes]:
-        """The JSON of every record with its line break, in order. Raises InputError for one that is not there."""
+        """Yield the JSON of every record with its line break, in order. Raises InputError for one that is not there."""
         with self.path.open("rb") as file:
             for number, place in enumerate(self._places):
                 file.seek(max(place, 0))

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server that answers: requests, what may go wrong with them, and how often they are repeated."""
+"""Ask an OpenAI-compatible server: send requests, tell what may go wrong with them, and repeat those worth it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import httpx
 
-from peagle_core.errors import InputError
+from peagle_core.errors import InputError, one_line
 from trainer.config.sections import RegenerateConfig
 from trainer.data.chat import CUT
 from trainer.errors import ConfigError
@@ -25,7 +25,9 @@ FINISHED = ("stop", CUT)
 
 @dataclass(frozen=True)
 class Answer:
-    """reasoning: where the server separates it from the text. completion_tokens: None where it does not count."""
+    """What a server answered. reasoning: where the server separates it from the text; completion_tokens: None where it
+    does not count them.
+    """
 
     text: str
     finish_reason: str
@@ -46,8 +48,8 @@ class Refused(Exception):
     """The server will not answer this one request, now or later: it is too long, for instance."""
 
 
-class _Passing(Exception):
-    """What may be different the next time: an overloaded server, a broken answer."""
+class RetryableError(Exception):
+    """A failure that is worth retrying: overload, a lost connection, an incomplete answer."""
 
     def __init__(self, reason: str, overloaded: bool = False, delay: float = 0.0) -> None:
         super().__init__(reason)
@@ -56,7 +58,10 @@ class _Passing(Exception):
 
 
 class AnswerServer:
-    """completion_tokens: of all answers; trouble: the last reason for a repetition, None when all is well again."""
+    """Asks one model of a server.
+
+    completion_tokens: of all answers; trouble: why a request was repeated last, None when all is well again.
+    """
 
     def __init__(self, config: RegenerateConfig) -> None:
         self.config = config
@@ -104,26 +109,26 @@ class AnswerServer:
         return Served(self.model, context, owner)
 
     async def try_out(self, chat: bool) -> None:
-        """One token in answer to one word: whether settings, key and endpoint are right, before anything depends on it.
-
-        Raises InputError.
-        """
+        """Ask for one token, to check URL, key and settings before any work starts. Raises InputError."""
         path, body = self._chat([{"role": "user", "content": "Hello"}]) if chat else self._complete("Hello")
         url = self.config.url + path
         try:
             _read(await self._post(url, {**body, "max_tokens": 1}))
-        except (httpx.RequestError, _Passing) as error:
+        except (httpx.RequestError, RetryableError) as error:
             raise InputError(f"{url}: {_reason(error)}") from None
         except Refused as error:
             raise InputError(f"{url}: refuses even a question of one word ({error})") from None
 
     async def chat(self, messages: list[dict[str, Any]], seed: int | None = None) -> Answer:
-        """The target's next turn. Raises Refused for this conversation, InputError when there is no point in others."""
+        """Return the target's next turn.
+
+        Raises Refused for this conversation, InputError when there is no point in others.
+        """
         path, body = self._chat(messages)
         return await self._ask(path, body, seed)
 
     async def complete(self, prompt: str, seed: int | None = None) -> Answer:
-        """The target's continuation of a text; as `chat`."""
+        """Return the target's continuation of a text; raises as `chat` does."""
         path, body = self._complete(prompt)
         return await self._ask(path, body, seed)
 
@@ -149,7 +154,7 @@ class AnswerServer:
             try:
                 answer = _read(await self._post(url, body))
                 break
-            except (httpx.RequestError, _Passing) as error:
+            except (httpx.RequestError, RetryableError) as error:
                 self.trouble = _reason(error)
                 if repeated == self.config.retries:
                     await self._give_up(path, error, repeated + 1)
@@ -162,7 +167,7 @@ class AnswerServer:
         return answer
 
     async def _give_up(self, path: str, error: Exception, attempts: int) -> NoReturn:
-        """Raises Refused when it is this request that fails, for the server answers another; else InputError."""
+        """Raise Refused when only this request fails, because the server answers another; else InputError."""
         failed = f"{_reason(error)}, the last of {attempts} attempts"
         if not getattr(error, "overloaded", False):
             try:
@@ -173,12 +178,12 @@ class AnswerServer:
         raise InputError(f"{self.config.url}{path}: {failed}; run it again to continue")
 
     async def _post(self, url: str, body: dict[str, Any]) -> Any:
-        """The server's JSON. Raises httpx.RequestError and _Passing, after which it may be asked again."""
+        """Return the server's JSON. Raises httpx.RequestError and RetryableError, after which it may be asked again."""
         response = await self.http.post(url, json=body)
         status = response.status_code
         if status in (408, 409, 425, 429) or status >= 500:
             overloaded = status in (429, 503)
-            raise _Passing(f"HTTP {status}{_said(response)}", overloaded, _wanted_delay(response))
+            raise RetryableError(f"HTTP {status}{_said(response)}", overloaded, _wanted_delay(response))
         if status in (400, 413, 422):
             raise Refused(f"HTTP {status}{_said(response)}")
         if status != httpx.codes.OK:
@@ -186,7 +191,7 @@ class AnswerServer:
         try:
             return response.json()
         except ValueError:
-            raise _Passing("the answer is no JSON") from None
+            raise RetryableError("the answer is no JSON") from None
 
     def _refuse(self, response: httpx.Response) -> NoReturn:
         advice = {
@@ -198,7 +203,7 @@ class AnswerServer:
 
 
 def _read(content: Any) -> Answer:
-    """Raises _Passing when it is no complete answer."""
+    """Return the answer in the server's JSON. Raises RetryableError when it is no complete one."""
     try:
         choice = content["choices"][0]
         reason = choice["finish_reason"]
@@ -207,13 +212,13 @@ def _read(content: Any) -> Answer:
         text = message.get("content") or ""
         tokens = (content.get("usage") or {}).get("completion_tokens")
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise _Passing("the answer has no choices with a text and a finish_reason") from None
+        raise RetryableError("the answer has no choices with a text and a finish_reason") from None
     if reason not in FINISHED:
-        raise _Passing(f"the answer ended with finish_reason {reason!r}")
+        raise RetryableError(f"the answer ended with finish_reason {reason!r}")
     if reason == CUT and isinstance(text, str):
         text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # half a character, which the target never wrote
     if not _is_text(text) or not (reasoning is None or _is_text(reasoning)):
-        raise _Passing("the answer's content is no text")
+        raise RetryableError("the answer's content is no text")
     return Answer(text, reason, reasoning, tokens if isinstance(tokens, int) else None)
 
 
@@ -225,7 +230,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _said(response: httpx.Response) -> str:
-    """The error message of a server, in one of the forms they have."""
+    """Return a server's error message, in one of the forms that servers use, for the end of a sentence."""
     try:
         content: Any = response.json()
     except ValueError:
@@ -244,4 +249,4 @@ def _wanted_delay(response: httpx.Response) -> float:
 def _reason(error: Exception) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "it took too long"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

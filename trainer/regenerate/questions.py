@@ -1,4 +1,4 @@
-"""A record of the data -> what the target is asked, and the record that its answers make.
+"""Turn a record of the data into what the target is asked, and its answers into a record.
 
 A conversation is asked turn by turn: what was said before an answer, with the target's own earlier answers in it. Every
 assistant turn of the data is replaced; a conversation that ends with a question gets its answer too.
@@ -22,7 +22,9 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """origin: where it comes from, as the answer's record says. And one of these: prompt, a text to continue; turns,
+    """What a record asks.
+
+    origin: where it comes from, as the answer's record says. And one of these: prompt, a text to continue; turns,
     what is said before each answer of a conversation; unasked, the messages of a conversation without a question.
     """
 
@@ -37,7 +39,10 @@ class Question:
 
 
 def questions(sources: Sequence[str]) -> Iterator[Question]:
-    """One for every record, in order. Raises InputError naming the place of a record that cannot be asked."""
+    """Yield one question for every record, in order.
+
+    Raises InputError naming the place of a record that cannot be asked.
+    """
     for source in sources:
         name = source if source.startswith(HUB) else Path(source).name
         for where, record in read(Part(source)):
@@ -49,7 +54,10 @@ def questions(sources: Sequence[str]) -> Iterator[Question]:
 
 
 def question(record: Any, place: str) -> Question:
-    """Raises InputError for tokens, plain text, tool calls, and what is no record of trainer.data.documents."""
+    """Return what a record asks.
+
+    Raises InputError for tokens, plain text, tool calls, and what is no record of trainer.data.documents.
+    """
     if not isinstance(record, dict):
         raise InputError("a JSON object was expected")
     origin = {"source": place} | ({"id": record["id"]} if isinstance(record.get("id"), str | int) else {})
@@ -152,7 +160,7 @@ def _message(answer: Answer, reasoning_key: str) -> Message:
 
 
 def _shown(answer: Answer, reasoning: ShownReasoning) -> str:
-    """The key for the answer's reasoning, if it has any. Raises InputError when the template would lose it."""
+    """Return the key for the answer's reasoning, if it has any. Raises InputError when the template would lose it."""
     if answer.reasoning is not None and reasoning.key is None:
         raise InputError(
             "the server gives the reasoning apart from the answer, but the target's chat template does not show it, so "

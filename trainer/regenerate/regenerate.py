@@ -1,4 +1,4 @@
-"""The verb `regenerate`: data.train with every answer replaced by the target's own, from an OpenAI-compatible server.
+"""Regenerate data.train: replace every answer by the target's own, from an OpenAI-compatible server.
 
 Work goes on in <answers>.partial, where the journal of finished records lies; the file of answers gets its name when
 all of it is there, in the order of the data. What it holds does not depend on the order in which answers came, nor on
@@ -85,11 +85,12 @@ def run_regenerate(config: RunConfig, path: Path | None = None) -> signal.Signal
 
 
 def about_path(path: Path) -> Path:
+    """Return the name of the file that says how the answers in `path` were made."""
     return path.with_name(path.name.removesuffix(".jsonl") + ABOUT_SUFFIX)
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """What the answers depend on, so that two runs with the same may work on the same file."""
+    """Return what the answers depend on, so that two runs with the same may work on the same file."""
     keys = ("model", "max_tokens", "temperature", "top_p", "seed", "extra_body")
     surveys = [(source, survey(source, sys.maxsize)) for source in config.data.train]
     return {
@@ -117,7 +118,7 @@ def _check_finished(path: Path, settings: dict[str, Any]) -> None:
 
 
 def _check_data(sources: tuple[str, ...]) -> tuple[int, set[bool]]:
-    """(number of records, which kinds there are: conversations, texts to continue), after reading every one of them.
+    """Read every record; return (how many, which kinds there are: True for conversations, False for texts to continue).
 
     What is malformed must show before hours of answers depend on the data being as it is.
     """
