@@ -49,12 +49,14 @@ class Refused(Exception):
 
 
 class RetryableError(Exception):
-    """A failure that is worth retrying: overload, a lost connection, an incomplete answer."""
+    """A failure that is worth retrying: overload, a lost connection, an incomplete answer.
+
+    delay: seconds that the server wants to be left alone.
+    """
 
     def __init__(self, reason: str, overloaded: bool = False, delay: float = 0.0) -> None:
         super().__init__(reason)
-        self.overloaded = overloaded
-        self.delay = delay  # seconds that the server wants to be left alone
+        self.overloaded, self.delay = overloaded, delay
 
 
 class AnswerServer:
@@ -114,8 +116,8 @@ class AnswerServer:
         url = self.config.url + path
         try:
             _read(await self._post(url, {**body, "max_tokens": 1}))
-        except (httpx.RequestError, RetryableError) as error:
-            raise InputError(f"{url}: {_reason(error)}") from None
+        except RetryableError as error:
+            raise InputError(f"{url}: {error}") from None
         except Refused as error:
             raise InputError(f"{url}: refuses even a question of one word ({error})") from None
 
@@ -154,22 +156,22 @@ class AnswerServer:
             try:
                 answer = _read(await self._post(url, body))
                 break
-            except (httpx.RequestError, RetryableError) as error:
-                self.trouble = _reason(error)
+            except RetryableError as error:
+                self.trouble = str(error)
                 if repeated == self.config.retries:
                     await self._give_up(path, error, repeated + 1)
                 # Half of it by chance: requests that failed together are not repeated together.
                 delay = min(LONGEST_DELAY, FIRST_DELAY * 2**repeated) * random.uniform(0.5, 1)
-                await asyncio.sleep(max(delay, min(LONGEST_DELAY, getattr(error, "delay", 0.0))))
+                await asyncio.sleep(max(delay, min(LONGEST_DELAY, error.delay)))
                 repeated += 1
         self.trouble = None
         self.completion_tokens += answer.completion_tokens or 0
         return answer
 
-    async def _give_up(self, path: str, error: Exception, attempts: int) -> NoReturn:
+    async def _give_up(self, path: str, error: RetryableError, attempts: int) -> NoReturn:
         """Raise Refused when only this request fails, because the server answers another; else InputError."""
-        failed = f"{_reason(error)}, the last of {attempts} attempts"
-        if not getattr(error, "overloaded", False):
+        failed = f"{error}, the last of {attempts} attempts"
+        if not error.overloaded:
             try:
                 await self.try_out(path == CHAT)
                 raise Refused(failed)
@@ -178,8 +180,11 @@ class AnswerServer:
         raise InputError(f"{self.config.url}{path}: {failed}; run it again to continue")
 
     async def _post(self, url: str, body: dict[str, Any]) -> Any:
-        """Return the server's JSON. Raises httpx.RequestError and RetryableError, after which it may be asked again."""
-        response = await self.http.post(url, json=body)
+        """Return the server's JSON. Raises RetryableError, after which it may be asked again, and Refused."""
+        try:
+            response = await self.http.post(url, json=body)
+        except httpx.RequestError as error:
+            raise RetryableError(_reason(error)) from None
         status = response.status_code
         if status in (408, 409, 425, 429) or status >= 500:
             overloaded = status in (429, 503)
@@ -246,7 +251,7 @@ def _wanted_delay(response: httpx.Response) -> float:
     return float(wanted) if wanted.isdecimal() else 0.0
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: httpx.RequestError) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "it took too long"
     return one_line(error)
