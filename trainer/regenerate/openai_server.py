@@ -10,29 +10,23 @@ from typing import Any, NoReturn
 
 import httpx
 
-from peagle_core.errors import InputError, one_line
+from peagle_core.errors import InputError
 from trainer.config.sections import RegenerateConfig
-from trainer.data.chat import CUT
 from trainer.errors import ConfigError
+from trainer.regenerate.answer import (
+    Answer,
+    Refused,
+    RetryableError,
+    error_message,
+    failure,
+    read_answer,
+    wanted_delay,
+)
 
 FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0  # seconds before a request is repeated; doubled every time
 CONNECT_TIMEOUT = 30.0  # seconds
 CHAT, COMPLETE = "/chat/completions", "/completions"
 KEY_VARIABLE = "OPENAI_API_KEY"
-# Ends of an answer: the model's own, and that of its room. Others ("abort", "content_filter") are no answers.
-FINISHED = ("stop", CUT)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a server answered. reasoning: where the server separates it from the text; completion_tokens: None where it
-    does not count them.
-    """
-
-    text: str
-    finish_reason: str
-    reasoning: str | None = None
-    completion_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,21 +36,6 @@ class Served:
     model: str
     context: int | None
     owner: str | None
-
-
-class Refused(Exception):
-    """The server will not answer this one request, now or later: it is too long, for instance."""
-
-
-class RetryableError(Exception):
-    """A failure that is worth retrying: overload, a lost connection, an incomplete answer.
-
-    delay: seconds that the server wants to be left alone.
-    """
-
-    def __init__(self, reason: str, overloaded: bool = False, delay: float = 0.0) -> None:
-        super().__init__(reason)
-        self.overloaded, self.delay = overloaded, delay
 
 
 class AnswerServer:
@@ -86,7 +65,7 @@ class AnswerServer:
         try:
             response = await self.http.get(url)
         except httpx.RequestError as error:
-            raise InputError(f"{url}: no server answers ({_reason(error)}); start one, or set regenerate.url") from None
+            raise InputError(f"{url}: no server answers ({failure(error)}); start one, or set regenerate.url") from None
         if response.status_code != httpx.codes.OK:
             self._refuse(response)
         try:
@@ -115,7 +94,7 @@ class AnswerServer:
         path, body = self._chat([{"role": "user", "content": "Hello"}]) if chat else self._complete("Hello")
         url = self.config.url + path
         try:
-            _read(await self._post(url, {**body, "max_tokens": 1}))
+            read_answer(await self._post(url, {**body, "max_tokens": 1}))
         except RetryableError as error:
             raise InputError(f"{url}: {error}") from None
         except Refused as error:
@@ -154,7 +133,7 @@ class AnswerServer:
         body |= {} if seed is None else {"seed": seed}
         while True:
             try:
-                answer = _read(await self._post(url, body))
+                answer = read_answer(await self._post(url, body))
                 break
             except RetryableError as error:
                 self.trouble = str(error)
@@ -184,13 +163,13 @@ class AnswerServer:
         try:
             response = await self.http.post(url, json=body)
         except httpx.RequestError as error:
-            raise RetryableError(_reason(error)) from None
+            raise RetryableError(failure(error)) from None
         status = response.status_code
         if status in (408, 409, 425, 429) or status >= 500:
             overloaded = status in (429, 503)
-            raise RetryableError(f"HTTP {status}{_said(response)}", overloaded, _wanted_delay(response))
+            raise RetryableError(f"HTTP {status}{error_message(response)}", overloaded, wanted_delay(response))
         if status in (400, 413, 422):
-            raise Refused(f"HTTP {status}{_said(response)}")
+            raise Refused(f"HTTP {status}{error_message(response)}")
         if status != httpx.codes.OK:
             self._refuse(response)
         try:
@@ -204,54 +183,4 @@ class AnswerServer:
             403: f"; set the environment variable {KEY_VARIABLE} to a key that may do this",
             404: "; regenerate.url usually ends in /v1",
         }.get(response.status_code, "")
-        raise InputError(f"{response.url}: HTTP {response.status_code}{_said(response)}{advice}")
-
-
-def _read(content: Any) -> Answer:
-    """Return the answer in the server's JSON. Raises RetryableError when it is no complete one."""
-    try:
-        choice = content["choices"][0]
-        reason = choice["finish_reason"]
-        message = choice["message"] if "message" in choice else {"content": choice["text"]}
-        reasoning = message.get("reasoning_content") or message.get("reasoning") or None
-        text = message.get("content") or ""
-        tokens = (content.get("usage") or {}).get("completion_tokens")
-    except (KeyError, IndexError, TypeError, AttributeError):
-        raise RetryableError("the answer has no choices with a text and a finish_reason") from None
-    if reason not in FINISHED:
-        raise RetryableError(f"the answer ended with finish_reason {reason!r}")
-    if reason == CUT and isinstance(text, str):
-        text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # half a character, which the target never wrote
-    if not _is_text(text) or not (reasoning is None or _is_text(reasoning)):
-        raise RetryableError("the answer's content is no text")
-    return Answer(text, reason, reasoning, tokens if isinstance(tokens, int) else None)
-
-
-def _is_text(value: Any) -> bool:
-    try:
-        return bool(value.encode() or True)
-    except (AttributeError, UnicodeEncodeError):
-        return False
-
-
-def _said(response: httpx.Response) -> str:
-    """Return a server's error message, in one of the forms that servers use, for the end of a sentence."""
-    try:
-        content: Any = response.json()
-    except ValueError:
-        content = response.text
-    for key in ("error", "detail", "message"):
-        content = content.get(key, content) if isinstance(content, dict) else content
-    text = " ".join(str(content).split())
-    return f" ({text[:300]})" if text else ""
-
-
-def _wanted_delay(response: httpx.Response) -> float:
-    wanted = response.headers.get("retry-after", "")
-    return float(wanted) if wanted.isdecimal() else 0.0
-
-
-def _reason(error: httpx.RequestError) -> str:
-    if isinstance(error, httpx.TimeoutException):
-        return "it took too long"
-    return one_line(error)
+        raise InputError(f"{response.url}: HTTP {response.status_code}{error_message(response)}{advice}")

@@ -15,7 +15,8 @@ from typing import Any
 from peagle_core.errors import InputError
 from trainer.data.chat import THINKING_ENDS, ShownReasoning, check_text, prompted, sharegpt_messages
 from trainer.data.sources import HUB, Part, read
-from trainer.regenerate.openai_server import Answer, AnswerServer, Refused
+from trainer.regenerate.answer import Answer, Refused
+from trainer.regenerate.openai_server import AnswerServer
 
 Message = dict[str, Any]
 
