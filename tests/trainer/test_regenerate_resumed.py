@@ -86,7 +86,7 @@ def test_a_journal_cut_anywhere_is_continued(run, undisturbed, left_by_a_kill, s
         assert not left_by_a_kill.exists()
 
 
-@pytest.mark.parametrize("step", ["finish_file", "shutil.rmtree"])
+@pytest.mark.parametrize("step", ["finish", "shutil.rmtree"])
 def test_a_run_killed_in_its_last_steps_has_nothing_left_to_ask(run, undisturbed, speaker, tmp_path, monkeypatch, step):
     answers, asked = tmp_path / "answers.jsonl", len(speaker.requests)
     with monkeypatch.context() as patch:
