@@ -27,7 +27,7 @@ async def ask_all(
     journal: Journal,
     reasoning: ShownReasoning | None,
 ) -> signal.Signals | None:
-    """Ask what the journal lacks. Returns the signal that ended it early, which loses only the answers under way, else None.
+    """Ask what the journal lacks. Returns the signal that ended it early (only answers under way are lost), else None.
 
     reasoning: where the target's template shows it; needed for conversations. Raises InputError when the server is gone
     or talks nonsense, OSError when the disk takes no more.
