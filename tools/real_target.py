@@ -54,7 +54,7 @@ def build(directory: Path, dtype: str = "float32") -> Path:
     reader = _open(file)
     model = load_model(reader).to(getattr(torch, dtype))
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with new_directory(directory) as partial:
+    with new_directory(directory, existing="replace") as partial:
         model.save_pretrained(partial)
         load_tokenizer(reader).save_pretrained(partial)
     return directory
