@@ -1,1 +1,1 @@
-"""Commands over the packages, one per module: `python -m tools.<name>`."""
+"""Hold the commands over the packages, one per room: `python -m tools.{convert,inspect,demo,bench,ablations}`."""

@@ -1,1 +1,4 @@
-"""Benchmarks. `python -m tools.bench --help` lists them; docs/benchmarks.md says what was measured and how."""
+"""Measure the packages: `python -m tools.bench --help` lists the benchmarks.
+
+docs/benchmarks.md says what was measured and how.
+"""

@@ -1,4 +1,4 @@
-"""Every Triton kernel on real drafter shapes: error against float64, time, and time over the hardware's floor.
+"""Measure every Triton kernel on real drafter shapes: error against float64, time, and time over the hardware's floor.
 
     python -m tools.bench kernels                           # needs a CUDA device
     python -m tools.bench kernels --tune                    # also times other block sizes
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def milliseconds(work: Callable[[], object], device: torch.device) -> float:
-    """Median time of one call: CUDA events after warm-up and with a cold L2, or one call on a CPU."""
+    """Return the median time of one call: CUDA events after warm-up and with a cold L2, or one call on a CPU."""
     if device.type == "cuda":
         from triton.testing import do_bench
 
@@ -77,13 +77,13 @@ def milliseconds(work: Callable[[], object], device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Measured: bytes per second of a copy, and FLOP per second of a bfloat16 matrix product."""
+    """Hold what was measured: bytes per second of a copy, and FLOP per second of a bfloat16 matrix product."""
 
     bandwidth: float
     flops: float
 
     def floor(self, flops: float, num_bytes: float) -> float:
-        """Milliseconds."""
+        """Return the least time that the hardware allows, in milliseconds."""
         return max(flops / self.flops, num_bytes / self.bandwidth) * 1e3
 
 
@@ -101,7 +101,7 @@ def relative_error(ours: Tensor, exact: Tensor) -> float:
 
 
 class AttentionCase:
-    """One shape's inputs, the exact result, and the FLOPs and bytes that no implementation can save."""
+    """Hold one shape's inputs, the exact result, and the FLOPs and bytes that no implementation can save."""
 
     def __init__(self, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
         self.shape, self.dtype = shape, dtype
@@ -128,7 +128,7 @@ class AttentionCase:
         }
 
     def measure(self, name: str, attend: Callable[..., Tensor], ceilings: Ceilings) -> list[dict[str, Any]]:
-        """Rows for forward and backward."""
+        """Return the rows of the table for forward and backward."""
         device = self.grad.device
         out = attend(*self.qkv)
         grads = torch.autograd.grad(out, self.qkv, self.grad, retain_graph=True)
@@ -155,7 +155,7 @@ def sdpa_with_dense_mask(elements: Elements, doc_ids: Tensor) -> Callable[..., T
 
 
 def flex_with_block_mask(elements: Elements) -> Callable[..., Tensor]:
-    """In depth-major order, where its blocks are emptiest."""
+    """Prepare flex_attention in depth-major order, where its blocks are emptiest."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     order = elements.argsort("depth")
@@ -198,7 +198,7 @@ def attention_rows(shape: Shape, device: torch.device, dtype: torch.dtype, ceili
 
 
 def loss_rows(shape: Shape, device: torch.device, dtype: torch.dtype, ceilings: Ceilings) -> list[dict[str, Any]]:
-    """One chunk of the distillation loss with its gradient; four rows share a target slot, as in training."""
+    """Measure one chunk of the distillation loss with its gradient; four rows share a target slot, as in training."""
     rows = LOSS_ROWS if device.type == "cuda" else 8
     draft = torch.randn(rows, shape.draft_vocab, device=device).mul_(3).to(dtype)
     target = torch.randn(rows // 4, shape.draft_vocab, device=device).mul_(3).to(dtype)
@@ -223,7 +223,7 @@ def loss_rows(shape: Shape, device: torch.device, dtype: torch.dtype, ceilings: 
 
 
 def tune(shape: Shape, device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Times of other block sizes, fastest first: forward alone, then all backward kernels."""
+    """Return times of other block sizes, fastest first: forward alone, then all backward kernels."""
     case = AttentionCase(shape, device, dtype)
     found = []
     tiles = list(itertools.product((64, 128), (32, 64, 128), (4, 8)))

@@ -1,4 +1,4 @@
-"""Mask loading: the mask of an example built from scratch, sliced from one built once, and not needed at all.
+"""Measure mask loading: an example's mask built from scratch, sliced from one built once, and not needed at all.
 
     python -m tools.bench masks
 
@@ -38,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def per_example_mask(elements: Elements, length: int, num_depths: int) -> Tensor:
-    """float32[N, N], 0 where dense_mask is True and the lowest float elsewhere, without using anything built before."""
+    """Build the additive mask of one example from scratch: float32[N, N], 0 or the lowest float.
+
+    It is 0 where dense_mask is True.
+    """
     pair = torch.arange(length * num_depths)
     anchor, depth = pair % length, pair // length
     visible = (depth == 0) & (anchor <= anchor[:, None])
@@ -59,7 +62,7 @@ def seconds(load: Callable[[int], object], examples: int) -> list[float]:
 
 
 def measure(length: int, num_depths: int, retention: float, examples: int, from_scratch: int) -> dict[str, Any]:
-    """Median seconds per example of each way, and what the amortised mask costs once."""
+    """Return median seconds per example of each way, and what the amortised mask costs once."""
     loss_mask, doc_ids = torch.ones(length + 1, dtype=torch.bool), torch.zeros(length + 1, dtype=torch.int64)
 
     def draw(seed: int) -> Elements:

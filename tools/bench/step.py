@@ -1,4 +1,4 @@
-"""The step of a training configuration in every mode and backend: time, memory, and its gradients against float32.
+"""Measure the step of a training configuration in every mode and backend: time, memory, gradients against float32.
 
     python -m tools.bench step --config trainer/configs/recipes/llama-3.1-8b.yaml target=DIR
     python -m tools.bench step --config ... target=DIR algorithm=eagle3 --lengths 4096,20480
@@ -85,15 +85,16 @@ def run(args: argparse.Namespace) -> None:
 
 
 def of_length(config: RunConfig, length: int) -> RunConfig:
-    """One row of one document of that many slots."""
+    """Return the configuration with one row a step, of one document of that many slots."""
     size = {"row_length": length, "max_length": length}
     parts = {"data": config.data.model_copy(update=size), "optim": config.optim.model_copy(update={"rows_per_step": 1})}
     return config.model_copy(update=parts)
 
 
 def ways(config: RunConfig) -> list[RunConfig]:
-    """Every mode with the backend of the device, and on a GPU what there is without Triton; chunks and segments as
-    usual.
+    """Return every mode with the backend of the device, and on a GPU what there is without Triton.
+
+    Chunks and segments are as usual.
     """
 
     def way(attention: str, mode: str, recompute: bool = False) -> RunConfig:
@@ -113,7 +114,7 @@ def name(way: RunConfig) -> str:
 
 
 class Case:
-    """One length: random inputs on the drafter's device, and float32 gradients to compare with."""
+    """Hold one length: random inputs on the drafter's device, and float32 gradients to compare with."""
 
     def __init__(self, config: RunConfig, drafter: PEagleDrafter) -> None:
         self.config, self.drafter, self.device = config, drafter, drafter.fc.weight.device
@@ -138,27 +139,27 @@ class Case:
         self.exact = {name: p.grad.clone() for name, p in drafter.named_parameters() if p.grad is not None}
 
     def measure(self, way: RunConfig, rounds: int) -> dict[str, Any]:
-        """Seconds and GiB; None what did not fit the memory or cannot be measured."""
+        """Return seconds and GiB; None what did not fit the memory or cannot be measured."""
         estimate = make_plan(way, drafter_costs(way, self.drafter), 0, self.device.type).activations / GIB
         try:
             self._step(way)
             parameter, error = self._worst()
-            held = self._memory(reset=True)
+            before = self._memory(reset=True)
             seconds = statistics.median(self._step(way) for _ in range(rounds))
-            peak = (self._memory() - held) / GIB if self.device.type == "cuda" else None
+            peak = (self._memory() - before) / GIB if self.device.type == "cuda" else None
         except torch.OutOfMemoryError:
             return {"seconds": None, "peak": None, "estimate": estimate, "parameter": None, "error": None}
         return {"seconds": seconds, "peak": peak, "estimate": estimate, "parameter": parameter, "error": error}
 
     def _step(self, way: RunConfig) -> float:
-        """Seconds. Gradients are zeroed, not freed: they are no activations."""
+        """Run one step and return its seconds. Gradients are zeroed, not freed: they are no activations."""
         self.drafter.zero_grad(set_to_none=False)
         start = self._now()
         backward(way, self.drafter, self.work, self.head, self.denominator)
         return self._now() - start
 
     def _worst(self) -> tuple[str, float]:
-        """The parameter whose gradient is farthest from the float32 one, and how far."""
+        """Return the parameter whose gradient is farthest from the float32 one, and how far."""
         errors = {}
         for name, exact in self.exact.items():
             gradient = self.drafter.get_parameter(name).grad
@@ -172,7 +173,7 @@ class Case:
         return time.perf_counter()
 
     def _memory(self, reset: bool = False) -> int:
-        """Bytes: what is held now when the peak is reset, else the peak since."""
+        """Return bytes: those allocated now when the peak is reset, else the peak since then."""
         if self.device.type != "cuda":
             return 0
         if reset:

@@ -1,11 +1,11 @@
-"""Training step: seconds and peak memory of our modes and of speculators' P-EAGLE core, side by side.
+"""Measure the training step: seconds and peak memory of our modes and of speculators' P-EAGLE core, side by side.
 
     python -m tools.bench train                       # all sizes, then our scaling; long
     python -m tools.bench train --lengths 2048 --hidden 64 --scaling
 
 Every contender is a process of its own with one thread. They take turns, one step each, so that whatever else the
 machine does hits all of them alike; the first round warms up, then medians. Memory is the process's peak beyond what it
-held after its imports. Same shapes for all: 4 layers, K = 8, r = 0.7, r_min = 0.2, MLP 3H, lm_head frozen, float32.
+had after its imports. Same shapes for all: 4 layers, K = 8, r = 0.7, r_min = 0.2, MLP 3H, lm_head frozen, float32.
 """
 
 from __future__ import annotations

@@ -22,14 +22,17 @@ from peagle_core.training import Batch, loss_and_backward
 
 
 def memory_mib(field: str) -> float:
-    """VmHWM (peak) or VmRSS (now) of this process."""
+    """Return VmHWM (peak) or VmRSS (now) of this process in MiB."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
 
 
 def build(options: dict[str, Any]) -> tuple[PEagleDrafter, Batch, torch.Tensor]:
-    """Random drafter with a frozen lm_head, one fully supervised document of `length` slots, random target head."""
+    """Make a random drafter with a frozen lm_head, a batch and a random target head.
+
+    The batch is one fully supervised document of `length` slots.
+    """
     length, hidden, vocab = (options[key] for key in ("length", "hidden", "vocab"))
     heads = hidden // options["head_dim"]
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Does the result compute what the source computes? Both are read from disk and run on the same random input."""
+"""Compare what source and result compute: both are read from disk and run on the same random input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ DEPTHS = 8
 
 @dataclass(frozen=True)
 class Difference:
-    """Over [K, V_d] logits in float32: the largest difference, the largest logit, the share of equal drafts."""
+    """Hold a comparison of [K, V_d] logits in float32.
+
+    largest: difference. scale: the largest logit. same_drafts: the share of equal drafts.
+    """
 
     largest: float
     scale: float
@@ -29,7 +32,7 @@ class Difference:
 
 @torch.no_grad()
 def compare_heads(source: Head, result: Head, target: Target | None) -> Difference:
-    """One drafter pass each, ROWS real rows and DEPTHS - 1 mask rows. One head is in memory at a time.
+    """Run one drafter pass each, ROWS real rows and DEPTHS - 1 mask rows. One head is in memory at a time.
 
     Where a head has no embedding or lm_head the target's stand in, or without a target the same random numbers.
     Raises InputError when the two map draft ids to different tokens.
@@ -42,7 +45,7 @@ def compare_heads(source: Head, result: Head, target: Target | None) -> Differen
 
 
 def _run(head: Head, target: Target | None) -> tuple[Tensor, Tensor]:
-    """([K, V_d] logits, d2t [V_d]). The random input depends on the shapes alone."""
+    """Return ([K, V_d] logits, d2t [V_d]). The random input depends on the shapes alone."""
     drafter = PEagleDrafter(head.config)
     missing = set(SHARED)
     with torch.no_grad():

@@ -1,28 +1,33 @@
-"""What a conversion will do to a head's config, decided before anything is written, and said in plain words."""
+"""Decide what a conversion does to a head's config, before anything is written, and say it in plain words."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 from peagle_core.config import PEagleConfig
-from peagle_core.config_formats import DEFAULT_SPECULATIVE_TOKENS, flat_config_dict, speculators_config_dict
+from peagle_core.config_formats import (
+    AUX_IDS_KEY,
+    DEFAULT_SPECULATIVE_TOKENS,
+    MASK_ID_KEYS,
+    flat_config_dict,
+    speculators_config_dict,
+)
 from peagle_core.errors import InputError
 from peagle_core.tensors import SHARED, expected_shapes
 from tools.heads.head import TRAINING, Head
 from tools.heads.target import Target, misfits
 
 PEAGLE, VLLM, SPECULATORS = FORMATS = ("peagle", "vllm", "speculators")
-# Keys that the reader understands, or that mean nothing for a drafter.
+# Keys that the reader understands: those called as in PEagleConfig, and those with a spelling of their own on disk.
 READ = {
-    "architectures", "model_type", "vocab_size", "draft_vocab_size", "hidden_size", "target_hidden_size",
-    "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act",
-    "rms_norm_eps", "max_position_embeddings", "rope_theta", "rope_parameters", "rope_scaling", "attention_bias",
-    "norm_before_residual", "norm_before_fc", "fc_norm", "qk_norm", "num_depths", "mask_token_id", "pard_token",
-    "ptd_token_id", "dflash_config", "target_name_or_path", "eagle_config", "eagle_aux_hidden_state_layer_ids",
-    "speculators_model_type", "speculators_config", "transformer_layer_config", "torch_dtype",
-    "num_aux_hidden_states", "layer_types", "sliding_window", "use_sliding_window", "max_window_layers", "norm_output",
-}  # fmt: skip
+    *(field.name for field in dataclasses.fields(PEagleConfig)), *MASK_ID_KEYS, AUX_IDS_KEY, "target_name_or_path",
+    "architectures", "model_type", "torch_dtype", "rope_theta", "rope_scaling", "dflash_config", "eagle_config",
+    "speculators_model_type", "speculators_config", "transformer_layer_config", "num_aux_hidden_states", "layer_types",
+    "sliding_window", "use_sliding_window", "max_window_layers", "norm_output",
+} - {"aux_layer_ids", "target"}  # fmt: skip
+# Keys that mean nothing for a drafter.
 IDLE = {
     "transformers_version", "speculators_version", "_name_or_path", "auto_map", "dtype", "bos_token_id", "eos_token_id",
     "pad_token_id", "tie_word_embeddings", "mlp_bias", "initializer_range", "attention_dropout", "use_cache",
@@ -34,7 +39,10 @@ PRETRAINED_LENGTH_ROPES = ("llama3", "yarn", "longrope")
 
 @dataclass
 class Plan:
-    """config: of the result. extras, layer_extras: keys carried over as they are, at the top and among the layer's."""
+    """Hold what will be written and what is said of it.
+
+    config: of the result. extras, layer_extras: keys carried over as they are, at the top and among the layer's.
+    """
 
     to: str
     config: PEagleConfig
@@ -45,7 +53,7 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
 
     def config_dict(self, dtype: str) -> dict[str, Any]:
-        """The config.json to write."""
+        """Return the config.json to write."""
         if self.to != SPECULATORS:
             return flat_config_dict(self.config, dtype) | self.layer_extras | self.extras
         raw = speculators_config_dict(self.config, dtype, self.target_architectures)
@@ -54,7 +62,7 @@ class Plan:
 
 
 def make_plan(source: Head, to: str, target: Target | None = None, aux_ids_name_outputs: bool = False) -> Plan:
-    """Raises InputError where the head cannot be carried over, or does not fit the target."""
+    """Plan a conversion. Raises InputError where the head cannot be carried over, or does not fit the target."""
     if source.config.autoregressive:
         raise InputError(f"{source.directory}: is an EAGLE-3 head (parallel_drafting is false), not a P-EAGLE head")
     plan = Plan(to, source.config)
@@ -74,7 +82,7 @@ def make_plan(source: Head, to: str, target: Target | None = None, aux_ids_name_
 
 
 def _shift_aux_ids(plan: Plan) -> None:
-    """Counted as SGLang does (the output of layer k) -> as vLLM does (the state entering layer k + 1)."""
+    """Count aux layers as vLLM does: from SGLang's way (the output of layer k) to (the state entering layer k + 1)."""
     ids = plan.config.aux_layer_ids
     if ids is None:
         raise InputError("the head names no aux layer ids, so there is nothing to shift (--aux-ids output)")
@@ -110,7 +118,7 @@ def _fit_to_target(plan: Plan, target: Target) -> None:
 
 
 def _check_own_weights(config: PEagleConfig, source: Head) -> None:
-    """What stands in for a missing embedding or head is the target's, so it must fit."""
+    """Refuse a head without an embedding or lm_head of its own where the target's does not fit."""
     for name in SHARED:
         rows, width = expected_shapes(config)[name]
         if not source.has(name) and (rows, width) != (config.vocab_size, config.target_hidden_size):
@@ -144,7 +152,7 @@ def _carry_extras(plan: Plan, source: Head) -> None:
 
 
 def _carry_target_architectures(plan: Plan, source: Head, target: Target | None) -> None:
-    """Only speculators' format has a place for them."""
+    """Take over the target's architectures, for which only speculators' format has a place."""
     theirs = ((source.files.raw.get("speculators_config") or {}).get("verifier") or {}).get("architectures") or ()
     plan.target_architectures = target.architectures if target else tuple(theirs)
     if theirs and plan.to != SPECULATORS:

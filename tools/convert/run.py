@@ -1,4 +1,4 @@
-"""One conversion from its arguments to a directory, saying what it does."""
+"""Run one conversion from its arguments to a directory, saying what it does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tools.heads.target import Target, open_target
 
 
 def run(options: argparse.Namespace) -> None:
-    """Raises InputError; then nothing is left behind."""
+    """Convert a head. Raises InputError; then nothing is left behind."""
     if options.check == "vllm":
         require_vllm(options.target)
     source = open_head(options.source)

@@ -1,4 +1,4 @@
-"""The last judge of a converted head: real vLLM serves prompts with it, and its drafts are our reference loop's.
+"""Check a converted head in real vLLM: it serves prompts, and its drafts must be our reference loop's.
 
 vLLM runs on the CPU in float32, in an environment of its own (`tools.judges.vllm`): for targets that a CPU can serve.
 """
@@ -29,7 +29,7 @@ LEAST_EQUAL = 0.99
 
 
 def require_vllm(target: Path | None) -> None:
-    """Raises InputError, before any work, when the check cannot be done."""
+    """Refuse with InputError, before any work, a check that cannot be done."""
     if target is None:
         raise InputError("--check vllm serves the target too: give it with --target")
     if not is_installed():
@@ -37,8 +37,9 @@ def require_vllm(target: Path | None) -> None:
 
 
 def check_in_vllm(head: Path, target: Target) -> str:
-    """What vLLM did, in one sentence. head: a directory in a format that vLLM loads.
+    """Serve prompts with the head in vLLM and return what it did, in one sentence.
 
+    head: a directory in a format that vLLM loads.
     Raises InputError when vLLM fails, changes the target's output, or drafts something else.
     """
     prompts = make_prompts(target)
@@ -61,7 +62,7 @@ def check_in_vllm(head: Path, target: Target) -> str:
 
 
 def make_prompts(target: Target) -> list[list[int]]:
-    """Token ids of a few texts; random ones for a target without a tokenizer."""
+    """Return token ids of a few texts; random ones for a target without a tokenizer."""
     if target.tokenizer is not None:
         return [target.tokenizer(text)["input_ids"] for text in PROMPTS]
     rng = torch.Generator().manual_seed(0)
@@ -69,7 +70,7 @@ def make_prompts(target: Target) -> list[list[int]]:
 
 
 def count_equal(served: Served, drafts: list[list[list[int]]]) -> tuple[int, int]:
-    """(equal, compared) draft tokens; drafts[p][i]: our K drafts after step i of prompt p."""
+    """Return (equal, compared) draft tokens; drafts[p][i]: our K drafts after step i of prompt p."""
     pairs = [
         (theirs, ours)
         for steps, expected in zip(served.steps, drafts, strict=True)

@@ -1,4 +1,4 @@
-"""Writes the converted head: one tensor in memory at a time, in shards, complete or not there at all."""
+"""Write the converted head: one tensor in memory at a time, in shards, complete or not there at all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHARD_BYTES = 5_000_000_000
 
 @contextmanager
 def destination_directory(destination: Path, source: Head, dtype: torch.dtype | None) -> Iterator[Path]:
-    """The directory to write to, which becomes `destination` when the block ends well and vanishes otherwise.
+    """Yield the directory to write to; it becomes `destination` when the block ends well and vanishes otherwise.
 
     Raises InputError where it must not or cannot be written.
     """
@@ -68,7 +68,7 @@ def write_head(source: Head, plan: Plan, directory: Path, target: Target | None,
 
 
 class Shards:
-    """Writes tensors in the order they come, a file whenever SHARD_BYTES are together."""
+    """Write tensors in the order they come, a file whenever SHARD_BYTES are together."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -108,7 +108,7 @@ class Shards:
 def _converted(
     source: Head, plan: Plan, target: Target | None, dtype: torch.dtype | None, bar: tqdm
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of everything to write, checked, while noting in plan.changes what happens to them."""
+    """Yield (name, tensor) of everything to write, checked, and note in plan.changes what happens to them."""
     check = TensorCheck(source.config, source.directory)
     renamed, cast, idle = [], [], []
     for file, name, tensor in source.stored():

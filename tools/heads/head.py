@@ -1,4 +1,4 @@
-"""What a head's directory is: its format, its config, its weight files. Nothing is loaded yet."""
+"""Find out what a head's directory is: its format, its config, its weight files. Nothing is loaded yet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRAINING, SPECULATORS, NEMO, FLAT = "training checkpoint", "speculators", "NeMo"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor's place, and what its file's header says of it. nbytes: as stored."""
+    """Hold one tensor's place, and what its file's header says of it. nbytes: as stored."""
 
     file: Path
     name: str
@@ -38,7 +38,10 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class HeadFiles:
-    """A head on disk before anything is believed. raw: its config as written (a training checkpoint's contract)."""
+    """Hold a head on disk before anything is checked.
+
+    raw: its config as written (a training checkpoint's contract).
+    """
 
     directory: Path
     format: str
@@ -49,7 +52,10 @@ class HeadFiles:
 
 @dataclass(frozen=True)
 class Head:
-    """A head whose config is sound. tensors: in the order of the drafter's own state, whatever the files' order."""
+    """Hold a head whose config is sound.
+
+    tensors: in the order of the drafter's own state, whatever the files' order.
+    """
 
     files: HeadFiles
     config: PEagleConfig
@@ -60,7 +66,7 @@ class Head:
         return self.files.directory
 
     def stored(self) -> Iterator[tuple[Path, str, Tensor]]:
-        """(file, name, tensor), each read when asked for. Raises InputError for an unreadable file."""
+        """Yield (file, name, tensor), each read when asked for. Raises InputError for an unreadable file."""
         for tensor in self.tensors:
             yield tensor.file, tensor.name, read_tensor(tensor)
 
@@ -69,7 +75,7 @@ class Head:
 
 
 def open_head(directory: Path) -> Head:
-    """Raises InputError when it is no head, its config is wrong or a file is unreadable."""
+    """Open a head. Raises InputError when it is none, its config is wrong or a file is unreadable."""
     files = find_files(directory)
     try:
         config = config_from_dict(files.raw)
@@ -81,7 +87,7 @@ def open_head(directory: Path) -> Head:
 
 
 def find_files(directory: Path) -> HeadFiles:
-    """Raises InputError when the directory is no head, or a file lies elsewhere."""
+    """Find the files of a head. Raises InputError when the directory is none, or a file lies elsewhere."""
     record = directory / "state.json"
     if record.is_file() and not (directory / "config.json").is_file():
         raw, weights = _contract(directory, record), tensor_files(directory)
@@ -94,7 +100,7 @@ def find_files(directory: Path) -> HeadFiles:
 
 
 def list_tensors(path: Path) -> list[StoredTensor]:
-    """What the header of a safetensors file lists, without the moments of a training checkpoint.
+    """List what the header of a safetensors file says, without the moments of a training checkpoint.
 
     Raises InputError when the file is unreadable or has parts of tensors.
     """
@@ -115,7 +121,7 @@ def list_tensors(path: Path) -> list[StoredTensor]:
 
 
 def read_tensor(tensor: StoredTensor) -> Tensor:
-    """Its file is opened for it alone, so that the memory of the tensor before it is given back."""
+    """Read one tensor; its file is opened for it alone, so that the memory of the one before is given back."""
     try:
         with safe_open(tensor.file, framework="pt") as file:
             return file.get_tensor(tensor.name)
@@ -124,7 +130,7 @@ def read_tensor(tensor: StoredTensor) -> Tensor:
 
 
 def in_bytes(count: int) -> str:
-    """1234567 -> 1.23 MB."""
+    """Say a number of bytes in decimal units: 1234567 -> 1.23 MB."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.2f} {unit}"
@@ -148,8 +154,9 @@ def _contract(directory: Path, record: Path) -> dict[str, Any]:
 
 
 def _check_inside(directory: Path, *files: Path) -> None:
-    """A link that leads out of the directory could hand us any file. Only the Hugging Face cache may do that: its
-    snapshots/<revision>/ link to blobs/ beside them.
+    """Refuse a file outside the directory, for a link that leads out could hand us any file.
+
+    Only the Hugging Face cache may do that: its snapshots/<revision>/ link to blobs/ beside them.
     """
     root = directory.resolve()
     allowed = [root] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
@@ -159,6 +166,6 @@ def _check_inside(directory: Path, *files: Path) -> None:
 
 
 def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
-    """dtype: safetensors' name, such as BF16, F8_E4M3 or BOOL."""
+    """Return a tensor's size in bytes. dtype: safetensors' name, such as BF16, F8_E4M3 or BOOL."""
     digits = "".join(c for c in dtype.split("_")[0] if c.isdigit())
     return math.prod(shape) * (int(digits) // 8 if digits else 1)

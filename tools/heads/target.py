@@ -1,4 +1,4 @@
-"""What the target model says, from its directory: sizes, tokenizer, embedding and head. Its layers are never read."""
+"""Read from a target model's directory its sizes, tokenizer, embedding and head; its layers are never read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from trainer.target.mask_token import is_free
 
 @dataclass(frozen=True)
 class Target:
-    """config: transformers' config of the text model. tokenizer: None where the directory has none."""
+    """Hold what is known of a target model.
+
+    config: transformers' config of the text model. tokenizer: None where the directory has none.
+    """
 
     directory: Path
     config: Any
@@ -28,7 +31,7 @@ class Target:
     tensors: list[StoredTensor]
 
     def tensor(self, name: str) -> Tensor | None:
-        """`embed_tokens.weight` or `lm_head.weight`, [V, H_t]; None where the directory has no such weight."""
+        """Read `embed_tokens.weight` or `lm_head.weight`, [V, H_t]; None where the directory has no such weight."""
         if name == "lm_head.weight" and getattr(self.config, "tie_word_embeddings", False):
             name = "embed_tokens.weight"
         # A model with a vision part calls it, say, model.language_model.embed_tokens.weight.
@@ -37,7 +40,7 @@ class Target:
 
 
 def open_target(directory: Path) -> Target:
-    """Raises InputError when it is no model that transformers knows."""
+    """Open a target. Raises InputError when it is no model that transformers knows."""
     try:
         if not directory.is_dir():
             raise OSError("no such directory")
@@ -57,7 +60,7 @@ def open_target(directory: Path) -> Target:
 
 
 def misfits(config: PEagleConfig, target: Target) -> Iterator[str]:
-    """Why the head is not for this target: made for another one, or its mask id is a token that texts contain."""
+    """Yield why a head is not for this target: made for another one, or its mask id is a token that texts contain."""
     text = target.config
     for name, ours, theirs in (
         ("target_hidden_size", config.target_hidden_size, text.hidden_size),

@@ -1,4 +1,4 @@
-"""Everything that can be said of a head's directory, problems included, without holding more than one tensor."""
+"""Report all that can be said of a head's directory, problems included, with one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ NOT_IN_SGLANG_EAGLE3 = ("norm_before_residual", "qk_norm", "attention_bias")
 
 @dataclass
 class Report:
-    """facts: label -> value, in the order to print; serving: engine -> command line, or why there is none."""
+    """Hold what is printed.
+
+    facts: label -> value, in the order to print. serving: engine -> command line, or why there is none.
+    """
 
     facts: dict[str, str] = field(default_factory=dict)
     serving: dict[str, str] = field(default_factory=dict)
@@ -46,7 +49,7 @@ class Report:
 
 
 def inspect_head(directory: Path, target_directory: Path | None = None) -> Report:
-    """Raises InputError only where nothing can be said: no head at all, or no such target."""
+    """Report on a head. Raises InputError only where nothing can be said: no head at all, or no such target."""
     report = Report()
     files = find_files(directory)
     target = open_target(target_directory) if target_directory else None
@@ -73,8 +76,9 @@ def inspect_head(directory: Path, target_directory: Path | None = None) -> Repor
 
 
 def _config(files: HeadFiles, report: Report) -> tuple[PEagleConfig | None, set[str]]:
-    """The config, or the best that can be made of it and the facts that it then lacks: a wrong mask id or wrong aux ids
-    should not hide what else is wrong.
+    """Return the config, or the best that can be made of it, and the facts that it then lacks.
+
+    A wrong mask id or wrong aux ids should not hide what else is wrong.
     """
     guesses: list[tuple[set[str], dict[str, Any]]] = [
         (set(), {}),
@@ -133,7 +137,7 @@ def _describe(report: Report, config: PEagleConfig, tensors: list[StoredTensor])
 
 
 def _pass_bytes(config: PEagleConfig, used: list[StoredTensor]) -> str:
-    """Weights that one pass reads from memory, in the stored dtype, whatever the batch."""
+    """Say how many bytes of weights one pass reads from memory, in the stored dtype, whatever the batch."""
     sizes = {t.bare: t.nbytes for t in used}
     # mask_hidden is projected once, at load.
     read = sum(size for name, size in sizes.items() if name not in ("embed_tokens.weight", "mask_hidden"))
@@ -166,7 +170,7 @@ def _describe_target(report: Report, config: PEagleConfig, target: Target | None
 
 
 def _check_tensors(report: Report, config: PEagleConfig, tensors: list[StoredTensor], directory: Path) -> list[str]:
-    """Adds what is wrong with them; returns the leftovers that no drafter reads."""
+    """Add what is wrong with the tensors to the report; return the leftovers that no drafter reads."""
     check, unused = TensorCheck(config, directory), []
     for tensor in tensors:
         try:
@@ -211,7 +215,7 @@ def _convert_first(files: HeadFiles, obstacles: list[str], to: str) -> str:
 
 
 def _vllm_obstacles(files: HeadFiles, config: PEagleConfig, tensors: list[StoredTensor]) -> Iterator[str]:
-    """What vLLM 0.32 refuses, or reads wrongly, though the head is sound."""
+    """Yield what vLLM 0.32 refuses, or reads wrongly, though the head is sound."""
     if files.format == TRAINING:
         yield "it is a training checkpoint"
         return

@@ -27,7 +27,7 @@ from transformers import LlamaConfig  # noqa: E402
 
 
 def memory_mib(field: str) -> float:
-    """VmHWM (peak) or VmRSS (now) of this process."""
+    """Return VmHWM (peak) or VmRSS (now) of this process in MiB."""
     return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024  # type: ignore[index]
 
 
