@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config import RunConfig
@@ -13,7 +15,7 @@ from trainer.data.documents import Document, read_documents
 from trainer.data.prepared import PreparedDocuments, is_prepared, open_prepared
 from trainer.errors import ConfigError
 from trainer.target.load import TargetEnds, embedding, load_ends, load_target, load_tokenizer
-from trainer.target.mask_token import resolve_mask_token_id
+from trainer.target.mask_token import check_mask_token_id, choose_mask_token
 
 # Without held-out files every 50th document is set aside, 64 at most.
 HELDOUT_EVERY, HELDOUT_MOST = 50, 64
@@ -49,23 +51,19 @@ def load_inputs(config: RunConfig, whole: bool = True) -> RunInputs:
     tokenizer = load_tokenizer(config.target)
     target = load_target(config) if whole else load_ends(config)
     vocab = len(embedding(target))
-    mask_token_id = None
+    wanted = config.drafter.mask_token_id
     if config.algorithm == "peagle":
-        mask_token_id = resolve_mask_token_id(config.drafter.mask_token_id, tokenizer, vocab)
-
-    def read(sources: tuple[str, ...]) -> Sequence[Document]:
-        documents = _documents(sources, tokenizer, vocab, config.data.max_length)
-        if mask_token_id is not None and _occurs(mask_token_id, documents):
-            raise ConfigError(f"drafter.mask_token_id {mask_token_id} occurs in {', '.join(sources)}")
-        return documents
-
-    documents = read(config.data.train)
-    train: Sequence[Document]
-    heldout: Sequence[Document]
+        check_mask_token_id(wanted, tokenizer, vocab)
+    read = {
+        sources: _documents(sources, tokenizer, vocab, config.data.max_length)
+        for sources in (config.data.train, config.data.heldout)
+        if sources
+    }
+    mask_token_id = _mask_token_id(wanted, tokenizer, vocab, read) if config.algorithm == "peagle" else None
     if config.data.heldout:
-        train, heldout = documents, read(config.data.heldout)
+        train, heldout = read[config.data.train], read[config.data.heldout]
     else:
-        train, heldout = split_heldout(documents)
+        train, heldout = split_heldout(read[config.data.train])
         print(f"no data.heldout: {len(heldout)} training documents are set aside")
     return RunInputs(target, train, heldout, mask_token_id, _eos_token_id(target))
 
@@ -95,10 +93,34 @@ def _documents(
     return documents
 
 
-def _occurs(token_id: int, documents: Sequence[Document]) -> bool:
+def _mask_token_id(
+    wanted: int | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    vocab_size: int,
+    read: Mapping[tuple[str, ...], Sequence[Document]],
+) -> int:
+    """Return the id of the mask token. read: the documents of each list of sources."""
+    occurs = {sources: _occurring(documents, vocab_size) for sources, documents in read.items()}
+    if wanted is None:
+        assert tokenizer is not None
+        chosen = choose_mask_token(tokenizer, torch.stack(list(occurs.values())).any(0))
+        if chosen.remark:
+            print(f"drafter.mask_token_id: {chosen.token_id}, {chosen.remark}")
+        return chosen.token_id
+    for sources, ids in occurs.items():
+        if ids[wanted]:
+            raise ConfigError(f"drafter.mask_token_id {wanted} occurs in {', '.join(sources)}")
+    return wanted
+
+
+def _occurring(documents: Sequence[Document], vocab_size: int) -> Tensor:
+    """Return bool[V]: whether the documents contain each id."""
     if isinstance(documents, PreparedDocuments):
-        return bool(documents.token_counts[token_id])
-    return any((document.input_ids == token_id).any() for document in documents)
+        return documents.token_counts > 0
+    occurs = torch.zeros(vocab_size, dtype=torch.bool)
+    for document in documents:
+        occurs[document.input_ids] = True
+    return occurs
 
 
 def _select(documents: Sequence[Document], places: Sequence[int]) -> Sequence[Document]:

@@ -221,7 +221,6 @@ def target(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mask_token_id": 100}, "mask token id 100 is the token"),
         ({"mask_token_id": 1}, "mask token id 1 is the token '<|end|>'"),
         ({"vocab_size": 289}, "the head's vocab_size is 289, the target"),
         ({"target_hidden_size": 20}, "the head's target_hidden_size is 20, the target"),
@@ -237,6 +236,12 @@ def test_heads_that_do_not_fit_the_target(tmp_path, capsys, target, changes, mes
 def test_a_reserved_token_may_be_the_mask(tmp_path, target):
     head = write_flat(tmp_path / "head", tiny_config(vocab_size=len(make_tokenizer()), mask_token_id=4))
     assert main([str(head), str(tmp_path / "result"), "--to", "vllm", "--target", str(target)]) == 0
+
+
+def test_an_ordinary_token_as_the_mask_is_told(tmp_path, capsys, target):
+    head = write_flat(tmp_path / "head", tiny_config(vocab_size=len(make_tokenizer()), mask_token_id=100))
+    assert main([str(head), str(tmp_path / "result"), "--to", "vllm", "--target", str(target)]) == 0
+    assert "mask token id 100 is the token" in "".join(capsys.readouterr())
 
 
 def test_a_target_that_is_none(tmp_path, capsys):

@@ -140,12 +140,15 @@ def test_against_its_target(tmp_path, capsys):
     code, facts, _, out = inspect(capsys, good, "--target", target)
     assert (code, facts["mask token id"]) == (0, "4, which no text contains")
     assert command(out, "SGLang")[4] == str(target)
+    ordinary = write_flat(tmp_path / "ordinary", tiny_config(vocab_size=vocab, mask_token_id=100))
+    code, facts, _, _ = inspect(capsys, ordinary, "--target", target)
+    assert (code, facts["mask token id"].endswith("), which a text may contain")) == (0, True)
     bad = tiny_config(
-        vocab_size=vocab, mask_token_id=100, target_hidden_size=20, aux_layer_ids=(2, 4, 9), max_position_embeddings=64
+        vocab_size=vocab, mask_token_id=1, target_hidden_size=20, aux_layer_ids=(2, 4, 9), max_position_embeddings=64
     )
     code, _, problems, _ = inspect(capsys, write_flat(tmp_path / "bad", bad), "--target", target)
     assert code == 1
-    for part in ("mask token id 100 is the token", "target_hidden_size is 20", "aux ids [2, 4, 9]", "64 is below the"):
+    for part in ("mask token id 1 is the token", "target_hidden_size is 20", "aux ids [2, 4, 9]", "64 is below the"):
         assert any(part in problem for problem in problems), part
     assert len(problems) == 4
 

@@ -95,9 +95,9 @@ SETTINGS = [
 ]
 
 MASK_TOKENS = [
-    ("drafter.mask_token_id=1", "which the tokenizer uses"),
+    ("drafter.mask_token_id=1", "drafter.mask_token_id 1 occurs in"),
     ("drafter.mask_token_id=99999", "outside the vocabulary"),
-    ("data.train={files}/masked.jsonl", "drafter.mask_token_id 4 occurs in"),
+    ("data.train={files}/masked.jsonl", "no token id is free for the mask"),
 ]
 
 MATERIAL = [

@@ -38,7 +38,7 @@ def test_train_in_a_process_of_its_own_then_eval_and_export_from_its_run_yaml(op
         (["optim.lr=0"], 2, "optim.lr"),
         (["colour=blue"], 2, "unknown key 'colour'"),
         (["--config", "/nowhere.yaml"], 2, "/nowhere.yaml"),
-        (["drafter.mask_token_id=1"], 2, "which the tokenizer uses"),
+        (["drafter.mask_token_id=1"], 2, "drafter.mask_token_id 1 occurs in"),
         (["target=/nowhere"], 1, "/nowhere"),
         (["drafter.aux_layer_ids=[1,2,9]"], 1, "aux ids"),
     ],

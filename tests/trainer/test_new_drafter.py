@@ -5,15 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny import tiny_target
-from tiny_run import make_tokenizer
 from transformers import AutoConfig, LlamaConfig
 
 from peagle_core.errors import InputError
-from trainer.config.sections import DrafterConfig
 from trainer.data.documents import Document
-from trainer.errors import ConfigError
 from trainer.new_drafter import draft_vocabulary, drafter_config, new_drafter
-from trainer.target.mask_token import resolve_mask_token_id
 
 
 def with_drafter(config, **changes):
@@ -91,30 +87,3 @@ def test_a_target_of_six_layers_is_refused(run_config):
 def test_aux_ids_outside_the_target_are_refused(run_config):
     with pytest.raises(InputError, match="aux ids"):
         new_drafter(with_drafter(run_config, aux_layer_ids=(2, 4, 8)), tiny_target(dtype=torch.float32), 7, [])
-
-
-def test_mask_token_order(tokenizer):
-    reserved = tokenizer.convert_tokens_to_ids("<|reserved_0|>")
-    assert resolve_mask_token_id(None, tokenizer, len(tokenizer)) == reserved
-    assert resolve_mask_token_id(None, tokenizer, len(tokenizer) + 2) == len(tokenizer)
-    own = make_tokenizer(mask_token="<|user|>", chat_template=None)
-    assert resolve_mask_token_id(None, own, len(own)) == own.mask_token_id
-    assert resolve_mask_token_id(reserved, own, len(own)) == reserved
-
-
-@pytest.mark.parametrize("wanted", ["<|end|>", "<|begin|>", "<|user|>", "e"])
-def test_an_id_in_use_is_no_mask(tokenizer, wanted):
-    with pytest.raises(ConfigError, match="which the tokenizer uses"):
-        resolve_mask_token_id(tokenizer.convert_tokens_to_ids(wanted), tokenizer, len(tokenizer))
-
-
-def test_an_impossible_mask_is_refused(tokenizer):
-    with pytest.raises(ConfigError, match="outside the vocabulary"):
-        resolve_mask_token_id(len(tokenizer), tokenizer, len(tokenizer))
-    with pytest.raises(ConfigError, match="must be given"):
-        resolve_mask_token_id(None, None, 10)
-    full = make_tokenizer()
-    reserved = full.convert_tokens_to_ids("<|reserved_0|>")
-    with pytest.raises(ConfigError, match="no token id is free"):
-        resolve_mask_token_id(None, full, reserved)  # an embedding that ends before the reserved token
-    assert DrafterConfig().mask_token_id is None

@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         "--target",
         type=Path,
         metavar="DIR",
-        help="directory of the target model: checks that the head fits it and that no text contains the mask id, "
+        help="directory of the target model: checks that the head fits it and that its mask id ends no text or chat, "
         "writes aux ids that were left to its default, raises max_position_embeddings to its own, and leaves out an "
         "embedding or lm_head that is bit-equal to its own",
     )

@@ -17,7 +17,7 @@ from peagle_core.config_formats import (
 from peagle_core.errors import InputError
 from peagle_core.tensors import SHARED, expected_shapes
 from tools.heads.head import TRAINING, Head
-from tools.heads.target import Target, misfits
+from tools.heads.target import Target, misfits, ordinary_mask_token
 
 PEAGLE, VLLM, SPECULATORS = FORMATS = ("peagle", "vllm", "speculators")
 # Keys that the reader understands: those called as in PEagleConfig, and those with a spelling of their own on disk.
@@ -74,6 +74,11 @@ def make_plan(source: Head, to: str, target: Target | None = None, aux_ids_name_
         for misfit in misfits(plan.config, target):
             raise InputError(misfit)
         _fit_to_target(plan, target)
+        if token := ordinary_mask_token(plan.config, target):
+            plan.warnings.append(
+                f"mask token id {plan.config.mask_token_id} is the token {token!r}, which a text may contain: drafts "
+                "behind it are worse, if the head was not trained on texts with it"
+            )
     _check_own_weights(plan.config, source)
     _say_what_was_implied(plan, source)
     if to == SPECULATORS:

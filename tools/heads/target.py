@@ -14,7 +14,7 @@ from peagle_core.config import PEagleConfig
 from peagle_core.errors import InputError
 from peagle_core.tensors import weight_files
 from tools.heads.head import StoredTensor, list_tensors, read_tensor
-from trainer.target.mask_token import is_free
+from trainer.target.mask_token import ends_and_template_ids, mask_candidates
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,16 @@ def misfits(config: PEagleConfig, target: Target) -> Iterator[str]:
     except InputError as error:
         yield str(error)
     mask = config.mask_token_id
-    if mask is not None and target.tokenizer is not None and not is_free(mask, target.tokenizer):
+    if mask is not None and target.tokenizer is not None and mask in ends_and_template_ids(target.tokenizer):
         token = target.tokenizer.convert_ids_to_tokens(mask)
-        yield (f"mask token id {mask} is the token {token!r}, which the tokenizer of {target.directory} uses")
+        yield f"mask token id {mask} is the token {token!r}, which ends texts or chats of {target.directory}"
+
+
+def ordinary_mask_token(config: PEagleConfig, target: Target) -> str | None:
+    """Return the mask's token where a text may contain it: where the tokenizer makes ordinary use of the id."""
+    mask = config.mask_token_id
+    if mask is None or target.tokenizer is None:
+        return None
+    if any(mask == candidate.token_id for candidate in mask_candidates(target.tokenizer, config.vocab_size)):
+        return None
+    return str(target.tokenizer.convert_ids_to_tokens(mask))

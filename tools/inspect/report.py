@@ -25,7 +25,7 @@ from tools.heads.head import (
     list_tensors,
     read_tensor,
 )
-from tools.heads.target import Target, misfits, open_target
+from tools.heads.target import Target, misfits, open_target, ordinary_mask_token
 
 IDS = "eagle_aux_hidden_state_layer_ids"
 AUX, MASK = "aux layer ids", "mask token id"  # facts
@@ -160,7 +160,8 @@ def _describe_target(report: Report, config: PEagleConfig, target: Target | None
         and not config.autoregressive
         and not any(problem.startswith(MASK) for problem in found)
     ):
-        report.facts[MASK] += ", which no text contains"
+        token = ordinary_mask_token(config, target)
+        report.facts[MASK] += f" ({token!r}), which a text may contain" if token else ", which no text contains"
     theirs = target.config.max_position_embeddings
     if config.max_position_embeddings < theirs:
         report.problems.append(
