@@ -22,6 +22,8 @@ MAX_PADDED = 1.25
 class TransformersStates(StateSource):
     """Runs the target, which must be on the training device. aux_layer_ids: "state entering layer k"."""
 
+    target: PreTrainedModel
+
     def __init__(self, target: PreTrainedModel, aux_layer_ids: tuple[int, ...]) -> None:
         self.target = target
         self.aux_layer_ids = aux_layer_ids
