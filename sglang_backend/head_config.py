@@ -13,7 +13,7 @@ from pathlib import Path
 
 from peagle_core.config import PEagleConfig
 from peagle_core.config_formats import flat_config_dict, load_config_dict, sglang_aux_layer_ids
-from peagle_core.errors import InputError
+from peagle_core.errors import InputError, first_line
 
 ARCHITECTURE = "PEagleForCausalLM"
 
@@ -28,8 +28,9 @@ def head_directory(path: str) -> Path:
     try:
         return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: no such directory, nor a model on the Hugging Face hub ({reason})") from None
+        raise InputError(
+            f"{path}: no such directory, nor a model on the Hugging Face hub ({first_line(error)})"
+        ) from None
 
 
 def check_head(algorithm: str | None, head: str | None, *_: object, **__: object) -> None:

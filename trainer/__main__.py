@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peagle_core.errors import InputError
+from peagle_core.errors import InputError, exit_code, run_command
 
 if TYPE_CHECKING:
     from trainer.config import RunConfig
@@ -45,31 +45,16 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("RANK", "0") != "0":
         os.environ["TQDM_DISABLE"] = "1"  # one progress bar, that of the first process
     # Imported late, for torch takes seconds to load and --help should not.
-    from trainer.errors import ConfigError
     from trainer.parallel import processes
 
-    try:
+    def work() -> int:
         with processes.process_group():
             try:
                 return _run(options)
             except (InputError, OSError) as error:
                 raise processes.send_error(error) from None
-    except InputError as error:
-        _say(error)
-        return 2 if isinstance(error, ConfigError) else 1
-    except OSError as error:  # a full disk, a place one may not write to
-        _say(error, f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
 
-
-def _say(error: Exception, words: str = "") -> None:
-    from trainer.parallel import processes
-
-    if processes.is_main() or not processes.known_to_all(error):
-        print(f"error: {words or error}", file=sys.stderr)
+    return run_command(work, speaks=lambda error: processes.is_main() or not processes.known_to_all(error))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -79,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     if processes.size() > 1 and options.run not in PARALLEL_VERBS:
         raise ConfigError(f"{options.verb} is for one process; only train and eval take torchrun")
     stopped = options.run(options)
-    return 128 + stopped if stopped else 0
+    return exit_code(stopped) if stopped else 0
 
 
 def _prepare(options: argparse.Namespace) -> None:

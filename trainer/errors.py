@@ -5,3 +5,5 @@ from peagle_core.errors import InputError
 
 class ConfigError(InputError):
     """The configuration is wrong: commands end with exit code 2."""
+
+    exit_code = 2

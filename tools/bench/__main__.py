@@ -6,13 +6,13 @@ import argparse
 import importlib
 import sys
 
-from peagle_core.errors import InputError
+from peagle_core.errors import run_command
 
 COMMANDS = ("train", "step", "masks", "kernels")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0, or 1 after one sentence about bad input."""
+    """Return the exit code: see `peagle_core.errors`."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
     parsers = parser.add_subparsers(dest="command", required=True)
     for name in COMMANDS:
@@ -23,12 +23,7 @@ def main(argv: list[str] | None = None) -> int:
             parsers.add_parser(name, description=what, help=what.split("\n")[0], formatter_class=plain)
         )
     args = parser.parse_args(argv)
-    try:
-        importlib.import_module(f"tools.bench.{args.command}").run(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(lambda: importlib.import_module(f"tools.bench.{args.command}").run(args))
 
 
 if __name__ == "__main__":

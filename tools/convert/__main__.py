@@ -15,35 +15,28 @@ import signal
 import sys
 from pathlib import Path
 
-from peagle_core.errors import InputError
+from peagle_core.errors import exit_code, run_command
 
 DTYPES = ("bfloat16", "float16", "float32")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, 1 after one sentence about bad input, 128 + the signal that stopped it."""
+    """Return the exit code: see `peagle_core.errors`."""
     options = _parser().parse_args(arguments)
     # Imported late, for torch takes seconds to load and --help should not.
     from tools.convert.run import run
 
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
-        run(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return run_command(lambda: run(options), interrupted="interrupted; nothing was written")
     finally:
         signal.signal(signal.SIGTERM, previous)
-    return 0
 
 
 def _stop(number: int, _frame: object) -> None:
     """SIGTERM unwinds like an error, so that the half-written directory is removed."""
     print("stopped; nothing was written", file=sys.stderr)
-    sys.exit(128 + number)
+    sys.exit(exit_code(signal.Signals(number)))
 
 
 def _parser() -> argparse.ArgumentParser:

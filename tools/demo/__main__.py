@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from peagle_core.errors import InputError
+from peagle_core.errors import run_command
 from tools.demo.both_heads import build_both_heads, use_half_of_the_cores
 from tools.demo.corpus import heldout_prompts, shared_with_training
 from tools.demo.head import HeadRecipe
@@ -28,20 +28,19 @@ def main() -> int:
     parser.add_argument("--dir", type=Path, default=Path("build/demo"), help="where everything goes (build/demo)")
     parser.add_argument("--build-only", action="store_true", help="target and heads, without serving them")
     options = parser.parse_args()
-    directory = options.dir
     use_half_of_the_cores()
-    try:
-        print("1/3 target: a small Llama on the standard library's source", flush=True)
-        build_target(directory)
-        print("2/3 heads: P-EAGLE on the target's own text and, at the same time, EAGLE-3 to compare with", flush=True)
-        build_both_heads(directory, HeadRecipe())
-        if options.build_only:
-            return 0
-        print("3/3 serving with SGLang on the CPU", flush=True)
-        return serve_and_report(directory)
-    except InputError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
+    return run_command(lambda: _run(options.dir, options.build_only))
+
+
+def _run(directory: Path, build_only: bool) -> int:
+    print("1/3 target: a small Llama on the standard library's source", flush=True)
+    build_target(directory)
+    print("2/3 heads: P-EAGLE on the target's own text and, at the same time, EAGLE-3 to compare with", flush=True)
+    build_both_heads(directory, HeadRecipe())
+    if build_only:
+        return 0
+    print("3/3 serving with SGLang on the CPU", flush=True)
+    return serve_and_report(directory)
 
 
 def serve_and_report(directory: Path) -> int:

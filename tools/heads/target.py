@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from peagle_core.config import PEagleConfig
-from peagle_core.errors import InputError
+from peagle_core.errors import InputError, first_line
 from peagle_core.tensors import weight_files
 from tools.heads.head import StoredTensor, list_tensors, read_tensor
 from trainer.target.mask_token import ends_and_template_ids, mask_candidates
@@ -49,8 +49,7 @@ def open_target(directory: Path) -> Target:
         if any(directory.glob("*token*")):
             tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{directory}: not a target model ({reason})") from None
+        raise InputError(f"{directory}: not a target model ({first_line(error)})") from None
     # A directory without weights does for every check but that of shared weights.
     files = weight_files(directory) if any(directory.glob("*.safetensors")) else []
     tensors = [tensor for path in files for tensor in list_tensors(path)]

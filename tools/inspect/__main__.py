@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from peagle_core.errors import InputError
+from peagle_core.errors import run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,14 +20,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("directory", type=Path, metavar="DIR", help="directory of the head")
     parser.add_argument("--target", type=Path, metavar="DIR", help="directory of the target model")
     options = parser.parse_args(arguments)
+    return run_command(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     # Imported late, for torch takes seconds to load and --help should not.
     from tools.inspect.report import inspect_head
 
-    try:
-        report = inspect_head(options.directory, options.target)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    report = inspect_head(options.directory, options.target)
     width = max(map(len, report.facts))
     for name, value in report.facts.items():
         print(f"{name:<{width}}  {value}")

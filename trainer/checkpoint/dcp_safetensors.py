@@ -18,7 +18,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
 
-from peagle_core.errors import InputError
+from peagle_core.errors import InputError, one_line
 from trainer.parallel import processes
 
 # A process copies what it writes into one file to the CPU, twice.
@@ -66,4 +66,4 @@ def _run(directory: Path, done: str, work: Callable[[], Any]) -> None:
             work()
         except dcp.CheckpointException as error:  # in every process, whichever failed
             reason, _ = next(iter(error.failures.values()))
-            raise processes.everywhere(f"{directory}: cannot be {done} ({' '.join(str(reason).split())})") from None
+            raise processes.everywhere(f"{directory}: cannot be {done} ({one_line(reason)})") from None

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from peagle_core.errors import one_line
 from trainer.config.run_config import RunConfig
 from trainer.errors import ConfigError
 
@@ -35,7 +36,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+        raise ConfigError(f"{path}: not valid YAML ({one_line(error)})") from None
     if raw is None:
         return {}
     if not isinstance(raw, dict):

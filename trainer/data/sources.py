@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from peagle_core.errors import InputError
+from peagle_core.errors import InputError, one_line
 
 HUB = "hf:"
 # (place, decoded record)
@@ -142,5 +142,4 @@ def _dataset(source: str) -> Any:
             return datasets.load_from_disk(name)
         return datasets.load_dataset(name, split=split)
     except Exception as error:  # of the hub, of the network, of file formats: each library raises its own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{source}: no dataset with a split {split!r} can be loaded ({reason})") from None
+        raise InputError(f"{source}: no dataset with a split {split!r} can be loaded ({one_line(error)})") from None

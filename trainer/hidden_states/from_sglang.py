@@ -19,7 +19,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from peagle_core.config import default_aux_layer_ids
-from peagle_core.errors import InputError
+from peagle_core.errors import InputError, one_line
 from peagle_core.training import Batch
 from trainer.data.packing import PackedRow
 from trainer.errors import ConfigError
@@ -86,9 +86,10 @@ class SGLangStates(StateSource):
             if response.is_success:
                 return response.json()
         except (httpx.HTTPError, ValueError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"{self.url}: no SGLang server answers ({reason}); start `{self.launch}`") from None
-        raise InputError(f"{self.url}{path}: HTTP {response.status_code} ({' '.join(response.text.split())[:300]})")
+            raise InputError(
+                f"{self.url}: no SGLang server answers ({one_line(error)}); start `{self.launch}`"
+            ) from None
+        raise InputError(f"{self.url}{path}: HTTP {response.status_code} ({one_line(response.text)})")
 
     def _directory(self, info: Any) -> Path:
         try:

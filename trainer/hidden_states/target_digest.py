@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers.utils import cached_file
 
-from peagle_core.errors import InputError
+from peagle_core.errors import InputError, first_line
 from peagle_core.tensors import weight_files
 
 SAMPLE = 4096  # bytes read of each tensor
@@ -29,7 +29,7 @@ def target_digest(target: str) -> str:
         config = json.loads(Path(found).read_bytes())
         tensors = sorted(line for path in weight_files(Path(found).parent) for line in _tensors(path))
     except (OSError, ValueError) as error:
-        raise InputError(f"target {target!r}: its files cannot be read ({error})") from None
+        raise InputError(f"target {target!r}: its files cannot be read ({first_line(error)})") from None
     digest = hashlib.sha256()
     kept = {key: value for key, value in config.items() if key not in NO_MATTER}
     for line in [json.dumps(kept, sort_keys=True), *tensors]:

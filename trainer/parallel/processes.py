@@ -20,7 +20,7 @@ from uuid import uuid4
 import torch
 import torch.distributed as dist
 
-from peagle_core.errors import InputError
+from peagle_core.errors import InputError, first_line
 from peagle_core.metrics import DraftMetrics
 from trainer.errors import ConfigError
 
@@ -76,7 +76,7 @@ def process_group() -> Iterator[None]:
     try:
         dist.init_process_group(backend, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
-        place, reason = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", str(error).splitlines()[0]
+        place, reason = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", first_line(error)
         raise InputError(f"the other processes cannot be reached through {place} ({reason})") from None
     with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if is_main() else nowhere):
         yield

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import AutoConfig
 
 from peagle_core.atomic import finish, partial_of, replace_file
-from peagle_core.errors import InputError
+from peagle_core.errors import InputError, first_line
 from trainer.config import RunConfig
 from trainer.config.sections import DataConfig
 from trainer.data.documents import nothing_supervised
@@ -145,5 +145,4 @@ def _vocab_size(target: str) -> int:
     try:
         return int(AutoConfig.from_pretrained(target).get_text_config().vocab_size)
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split()[:40])
-        raise InputError(f"target {target!r} has no configuration that can be loaded ({reason})") from None
+        raise InputError(f"target {target!r} has no configuration that can be loaded ({first_line(error)})") from None

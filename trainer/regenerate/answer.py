@@ -76,8 +76,7 @@ def error_message(response: httpx.Response) -> str:
         content = response.text
     for key in ("error", "detail", "message"):
         content = content.get(key, content) if isinstance(content, dict) else content
-    text = " ".join(str(content).split())
-    return f" ({text[:300]})" if text else ""
+    return f" ({one_line(content)})" if str(content).strip() else ""
 
 
 def wanted_delay(response: httpx.Response) -> float:

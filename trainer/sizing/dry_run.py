@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from peagle_core.config import PEagleConfig
 from peagle_core.drafter import PEagleDrafter
-from peagle_core.errors import InputError
+from peagle_core.errors import InputError, first_line
 from peagle_core.target import target_head
 from trainer.config import RunConfig
 from trainer.new_drafter import check_widths, drafter_config, freeze
 from trainer.sizing.choose import GPU_SHARE, batch_bytes, drafter_costs, make_plan, num_elements, state_bytes
-from trainer.target.load import embedding, first_line
+from trainer.target.load import embedding
 from trainer.target.sharded import target_layers
 
 GIB = 2**30

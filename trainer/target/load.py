@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from peagle_core.errors import InputError
+from peagle_core.errors import InputError, first_line
 from peagle_core.target import Ends
 from trainer.config import RunConfig
 from trainer.parallel.drafter_weights import local
@@ -109,10 +109,6 @@ def weight_bytes(target: PreTrainedModel | TargetEnds) -> int:
     """Return the bytes that the target's weights take in this process while it runs."""
     sharded = gathered_bytes(target) if isinstance(target, nn.Module) else 0
     return sharded + sum(local(p).nbytes for p in target.parameters())
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _load(config: RunConfig, options: dict[str, Any]) -> Any:
