@@ -10,7 +10,7 @@ from peagle_core.cod import sample_elements
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
 from peagle_core.generate import DraftCache
-from peagle_core.training import Batch, loss_and_backward_eagle3
+from peagle_core.training import Batch, loss_and_backward
 
 
 def chain_states(drafter: PEagleDrafter, batch: Batch, anchor: int, num_depths: int) -> Tensor:
@@ -67,7 +67,7 @@ def overfit_eagle3(
     for _ in range(steps):
         for batch in batches:
             elements = sample_elements(batch.loss_mask, batch.doc_ids, num_drafts, 1.0)
-            loss_and_backward_eagle3(drafter, batch, elements, target_head=head, loss="ce")
+            loss_and_backward(drafter, batch, elements, target_head=head, loss="ce")
         torch.nn.utils.clip_grad_norm_(drafter.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from peagle_core.cod import sample_elements
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.generate import Speculation, speculate
-from peagle_core.training import step_of
+from peagle_core.training import loss_and_backward
 from trainer.config import RunConfig
 from trainer.data.documents import Document
 from trainer.data.packing import PackedRow
@@ -112,7 +112,7 @@ def teacher_forced(config: RunConfig, drafter: PEagleDrafter, states: StateSourc
             generator = torch.Generator().manual_seed(row_seeds(COD_SEED, i)[0])
             elements = sample_elements(row.loss_mask, row.doc_ids, depths, cod.retention, cod.retention_min, generator)
             elements = elements.to(states.head.device)
-            counts = step_of(drafter)(
+            counts = loss_and_backward(
                 drafter,
                 batch,
                 elements,

@@ -1,6 +1,6 @@
 """The context part of attention: the depth-0 keys that the rows of one pass share, chunk by chunk of rows.
 
-The other part is a row's own chain: `sdpa` finds it in a narrow band of rows, `chains` gets it row by row, and
+The other part is a row's own chain: `torch` finds it in a narrow band of rows, `chains` gets it row by row, and
 `joined` makes one attention of both. Softmax is in float32 or better, also under autocast.
 """
 

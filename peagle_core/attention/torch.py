@@ -21,7 +21,7 @@ from peagle_core.elements import Elements
 BAND_ROWS = 32
 
 
-class SdpaAttention(ElementAttention):
+class TorchAttention(ElementAttention):
     def __init__(
         self, elements: Elements, doc_ids: Tensor, chunk_rows: int | None = None, *, slots: Tensor | None = None
     ) -> None:
@@ -35,7 +35,7 @@ class SdpaAttention(ElementAttention):
 class _Band(Joined):
     """All rows at once, in blocks of BAND_ROWS; block b's own keys are its rows and the reach-1 rows before it."""
 
-    def __init__(self, q: Tensor, kv: tuple[Tensor, ...], plan: SdpaAttention) -> None:
+    def __init__(self, q: Tensor, kv: tuple[Tensor, ...], plan: TorchAttention) -> None:
         super().__init__(q, kv[0], kv[1], plan.layout, plan.chunks)
         self.k, self.v = heads_first(kv[2]), heads_first(kv[3])
         self.reach = int(self.layout.own.max()) if len(q) else 0

@@ -51,7 +51,7 @@ class TritonAttention(ElementAttention):
         if not runs_on(elements.anchor.device):
             raise InputError(
                 f"attention backend 'triton' needs a GPU, the elements are on {elements.anchor.device}; "
-                f"choose 'sdpa', or set TRITON_INTERPRET=1 to run the kernels slowly in Python"
+                f"choose 'torch', or set TRITON_INTERPRET=1 to run the kernels slowly in Python"
             )
         super().__init__(elements, doc_ids, slots=slots)
         blocks = blocks or Blocks()

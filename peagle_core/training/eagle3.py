@@ -14,14 +14,21 @@ import torch
 from torch import Tensor
 
 from peagle_core.attention.chains import ChainAttention
+from peagle_core.training.options import EAGLE3_MODES, check_mode
 from peagle_core.training.step import Step
-from peagle_core.training.stream import Cut, chunks, depth_zero
+from peagle_core.training.stream import Cut, chunk_rows_of, chunks, depth_zero
 
 Keys = dict[int, tuple[Tensor, Tensor]]  # layer -> keys and values
 
 
-def eagle3(step: Step, chunk_rows: int | None) -> None:
-    """One depth-0 pass, then per chunk of about chunk_rows elements (None: all) one pass for each depth."""
+def eagle3(step: Step) -> None:
+    """Run one depth-0 pass, then per chunk (mode "stream") or for all chains at once ("flat") one pass for each depth.
+
+    attention is that of the depth-0 rows; the chains' rows, a few keys more than the context, are joined from parts on
+    every device. Position a + d of every element must be a slot of the anchor's document. Raises InputError in mode
+    "partition".
+    """
+    check_mode(step.options.mode, EAGLE3_MODES)
     drafter, batch, elements = step.drafter, step.batch, step.elements
     is_chain = elements.depth > 0
     real = elements[~is_chain]
@@ -32,7 +39,7 @@ def eagle3(step: Step, chunk_rows: int | None) -> None:
     hidden, context = depth_zero(step, real, embed, fused, cut)
     slot_of = (~is_chain).cumsum(0) - 1
 
-    for chunk in chunks(step, chunk_rows or len(elements)):
+    for chunk in chunks(step, chunk_rows_of(step) if step.options.mode == "stream" else len(elements)):
         if not step.charged[chunk].any():
             continue
         depth = elements.depth[chunk]
@@ -52,8 +59,9 @@ def eagle3(step: Step, chunk_rows: int | None) -> None:
 
 
 def _deeper(step: Step, rows: Tensor, state: Tensor, own: Keys, context: Keys, slots: Tensor) -> tuple[Tensor, Keys]:
-    """One pass over the rows of one depth d. state: [N, H], of the rows before them; own: [N, d-1, kv_heads, D], keys
-    and values of their chains so far. Returns the same for depth d.
+    """Run one pass over the rows of one depth d; return their states and the keys and values of their chains.
+
+    state: [N, H], of the rows before them; own: [N, d-1, kv_heads, D], keys and values of their chains so far.
     """
     elements = step.elements[rows]
     embed = step.drafter.embed_tokens(step.batch.input_ids[elements.position + 1])
@@ -68,7 +76,7 @@ def _deeper(step: Step, rows: Tensor, state: Tensor, own: Keys, context: Keys, s
         grown.setdefault(layer, kv)  # recomputation in the backward pass comes here again
         return attention(q, *kv, context[layer])
 
-    return step.drafter(embed, state, step.positions(elements), attend, step.recompute), grown
+    return step.drafter(embed, state, step.positions(elements), attend, step.options.recompute), grown
 
 
 def _select(own: Keys, chains: Tensor) -> Keys:

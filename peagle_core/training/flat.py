@@ -13,15 +13,16 @@ from peagle_core.training.step import Step
 
 
 def flat(step: Step) -> None:
-    """One pass over all N elements."""
-    hidden = forward_elements(step.drafter, step.batch, step.elements, step.attention, step.recompute)
+    """Run one pass over all N elements."""
+    options = step.options
+    hidden = forward_elements(step.drafter, step.batch, step.elements, options.attention, options.recompute)
     step.charge(torch.arange(len(step.elements), device=hidden.device), hidden)
 
 
 def forward_elements(
-    drafter: PEagleDrafter, batch: Batch, elements: Elements, attention: str = "sdpa", recompute: bool = False
+    drafter: PEagleDrafter, batch: Batch, elements: Elements, attention: str = "torch", recompute: bool = False
 ) -> Tensor:
-    """All N elements in one pass, anchor-major -> [N, H], before the final norm."""
+    """Run all N elements, anchor-major, in one pass -> [N, H], before the final norm."""
     is_mask = elements.depth > 0
     slot = elements.anchor[~is_mask]
     source = (~is_mask).cumsum(0) - 1  # every chain follows its depth-0 row

@@ -39,26 +39,24 @@ class ActivationCosts:
     hint: str
 
     def flat(self, num_rows: int) -> int:
-        """One pass over num_rows elements: mode `flat`, or one segment of `partition` with its context."""
+        """Return the bytes of one pass over num_rows: mode `flat`, or a segment of `partition` with its context."""
         return int(num_rows * self.row + self.loss)
 
     def stream(self, num_slots: int, chunk_rows: int) -> int:
-        """num_slots: S, depth-0 rows; chunk_rows: elements per chunk."""
+        """Return the bytes of a `stream` step. num_slots: S, depth-0 rows; chunk_rows: elements per chunk."""
         return int(num_slots * (self.kept + self.leaf) + self.loss + chunk_rows * self.row)
 
     def chunk_rows_within(self, budget: int, num_slots: int) -> int:
-        """The largest chunk whose `stream` bytes fit. Raises InputError where not even 64 rows do."""
+        """Return the largest chunk whose `stream` bytes fit. Raises InputError where not even 64 rows do."""
         rows = int((budget - self.stream(num_slots, 0)) / self.row)
         if rows < MIN_CHUNK_ROWS:
             needed = self.stream(num_slots, MIN_CHUNK_ROWS)
-            raise InputError(
-                f"memory_budget {budget} is below the {needed} bytes that {num_slots} slots need{self.hint}"
-            )
+            raise InputError(f"a budget of {budget} bytes is below the {needed} that {num_slots} slots need{self.hint}")
         return rows
 
 
-def activation_costs(drafter: PEagleDrafter, attention: str = "sdpa", recompute: bool = False) -> ActivationCosts:
-    """Probe the drafter, under the autocast that training will use."""
+def activation_costs(drafter: PEagleDrafter, attention: str = "torch", recompute: bool = False) -> ActivationCosts:
+    """Probe the drafter for its activation costs; to be called under the autocast that training will use."""
     config = drafter.config
     kept = peak = _bytes_per_row(drafter, attention, recompute)
     if recompute:  # one layer at a time is there in full
@@ -76,9 +74,9 @@ def activation_costs(drafter: PEagleDrafter, attention: str = "sdpa", recompute:
 
 
 def stream_bytes(
-    drafter: PEagleDrafter, num_slots: int, chunk_rows: int, attention: str = "sdpa", recompute: bool = False
+    drafter: PEagleDrafter, num_slots: int, chunk_rows: int, attention: str = "torch", recompute: bool = False
 ) -> int:
-    """Activation bytes of one `stream` step, see `ActivationCosts`."""
+    """Estimate the activation bytes of one `stream` step, see `ActivationCosts`."""
     return activation_costs(drafter, attention, recompute).stream(num_slots, chunk_rows)
 
 

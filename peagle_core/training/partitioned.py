@@ -14,18 +14,18 @@ from peagle_core.training.flat import forward_elements
 from peagle_core.training.step import Step
 
 
-def partitioned(step: Step, num_segments: int, balanced: bool) -> None:
-    """One pass per segment that charges anything. Raises InputError when num_segments is below 1."""
-    elements, doc_ids = step.elements, step.batch.doc_ids
-    segment = assign_segments(elements, len(doc_ids), num_segments, balanced)
+def partitioned(step: Step) -> None:
+    """Run one pass per segment that charges anything."""
+    elements, doc_ids, options = step.elements, step.batch.doc_ids, step.options
+    segment = assign_segments(elements, len(doc_ids), options.num_segments, options.balanced)
     doc = doc_ids[elements.anchor]
-    for s in range(num_segments):
+    for s in range(options.num_segments):
         owned = segment == s
         charged = owned & step.charged
         context = (elements.depth == 0) & (segment <= s) & torch.isin(doc, doc[charged].unique())
         rows = ((owned & torch.isin(doc, doc[charged].unique())) | context).nonzero().squeeze(-1)
         if not len(rows):
             continue
-        hidden = forward_elements(step.drafter, step.batch, elements[rows], step.attention, step.recompute)
+        hidden = forward_elements(step.drafter, step.batch, elements[rows], options.attention, options.recompute)
         kept = charged[rows]
         step.charge(rows[kept], hidden[kept])

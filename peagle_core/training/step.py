@@ -9,6 +9,7 @@ from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
 from peagle_core.loss import Labels, distillation_loss
 from peagle_core.training.batch import Batch
+from peagle_core.training.options import StepOptions
 
 
 class Step:
@@ -25,21 +26,18 @@ class Step:
         charged: Tensor,
         target_rows: Tensor,
         denominator: float,
-        loss: str,
-        depth_weights: Tensor | None,
-        attention: str,
-        recompute: bool,
+        options: StepOptions,
     ) -> None:
         self.drafter, self.batch, self.elements, self.charged = drafter, batch, elements, charged
-        self.target_rows, self.denominator = target_rows, denominator
-        self.loss, self.depth_weights = loss, depth_weights
-        self.attention, self.recompute = attention, recompute
+        self.target_rows, self.denominator, self.options = target_rows, denominator, options
         dtype = torch.promote_types(drafter.fc.weight.dtype, torch.float32)
         self.loss_sum = drafter.fc.weight.new_zeros((), dtype=dtype)
         self.right = torch.zeros_like(charged)
+        weights = options.depth_weights
+        self.depth_weights = None if weights is None else self.loss_sum.new_tensor(weights)
 
     def charge(self, rows: Tensor, hidden: Tensor) -> None:
-        """Loss and backward pass of the charged ones among some rows; the others never reach the head.
+        """Run loss and backward pass of the charged ones among some rows; the others never reach the head.
 
         rows: int64[M] into the elements; hidden: [M, H], their states before the final norm.
         """
@@ -50,7 +48,7 @@ class Step:
         weights = self.depth_weights
         weight = torch.ones_like(depth, dtype=hidden.dtype) if weights is None else weights[depth]
         head = self.drafter.lm_head.weight
-        total, correct = distillation_loss(self.drafter.norm(hidden), head, labels, weight, self.loss)
+        total, correct = distillation_loss(self.drafter.norm(hidden), head, labels, weight, self.options.loss)
         self.loss_sum = self.loss_sum + total.detach()
         self.right[rows] = correct
         if total.requires_grad and self.denominator > 0:

@@ -1,6 +1,6 @@
 """Mode "stream": depth 0 once, then the chains a chunk at a time against its cached keys and values.
 
-Two consequences of the mask rule make it exact (design section 2): the depth-0 path is a causal pass of its own that
+Two consequences of the mask rule make it exact (docs/elements.md): the depth-0 path is a causal pass of its own that
 knows nothing of the chains, and chains of different anchors are independent once its keys and values are given. So the
 depth-0 pass is cut off at leaves - every layer's keys and values, its outputs, the mask row. Each chunk runs forward
 and backward at once and adds to the leaves' gradients; one last backward carries those through depth 0. Nothing is
@@ -17,8 +17,6 @@ from torch import Tensor
 
 from peagle_core.attention import make_attention
 from peagle_core.elements import Elements
-from peagle_core.errors import InputError
-from peagle_core.training.memory import activation_costs
 from peagle_core.training.step import Step
 
 # Large enough to keep a GPU busy; small enough that a CPU's allocator reuses its memory.
@@ -44,9 +42,8 @@ class Cut:
             torch.autograd.backward([x for x, _ in used], [grad for _, grad in used])
 
 
-def stream(step: Step, chunk_rows: int | None, memory_budget: int | None) -> None:
-    """One depth-0 pass, one pass per chunk of about chunk_rows elements. Raises InputError, see `loss_and_backward`."""
-    chunk_rows = settled_chunk_rows(step, chunk_rows, memory_budget)
+def stream(step: Step) -> None:
+    """Run one depth-0 pass, then one pass per chunk of about chunk_rows elements."""
     drafter, batch, elements = step.drafter, step.batch, step.elements
     is_mask = elements.depth > 0
     real = elements[~is_mask]
@@ -62,14 +59,14 @@ def stream(step: Step, chunk_rows: int | None, memory_budget: int | None) -> Non
     anchor_fused = cut.leaf(fused[:-1]) if drafter.hidden_design is not None else None
     slot_of = (~is_mask).cumsum(0) - 1
 
-    for rows in chunks(step, chunk_rows):
+    for rows in chunks(step, chunk_rows_of(step)):
         if not step.charged[rows].any():
             continue
         real_rows, chain_rows = rows[~is_mask[rows]], rows[is_mask[rows]]
         states = [hidden[slot_of[real_rows]]]
         if len(chain_rows):
             chains = elements[chain_rows]
-            attend = make_attention(chains, batch.doc_ids, step.attention, slots=slots)
+            attend = make_attention(chains, batch.doc_ids, step.options.attention, slots=slots)
             inputs = [x.expand(len(chains), -1) for x in (mask_embed, mask_fused)]
             if drafter.hidden_design is not None and anchor_fused is not None:
                 inputs[1] = inputs[1] + drafter.hidden_design(anchor_fused[slot_of[chain_rows]], chains.depth)
@@ -78,7 +75,7 @@ def stream(step: Step, chunk_rows: int | None, memory_budget: int | None) -> Non
                     *inputs,
                     step.positions(chains),
                     lambda layer, q, k, v, attend=attend: attend(q, k, v, context[layer]),
-                    step.recompute,
+                    step.options.recompute,
                 )
             )
         step.charge(torch.cat([real_rows, chain_rows]), torch.cat(states))
@@ -88,38 +85,30 @@ def stream(step: Step, chunk_rows: int | None, memory_budget: int | None) -> Non
 def depth_zero(
     step: Step, real: Elements, embed: Tensor, fused: Tensor, cut: Cut
 ) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
-    """The pass over the S depth-0 rows: leaves of their outputs [S, H] and of each layer's keys and values."""
-    attend = make_attention(real, step.batch.doc_ids, step.attention)
+    """Run the S depth-0 rows; return leaves of their outputs [S, H] and of each layer's keys and values."""
+    attend = make_attention(real, step.batch.doc_ids, step.options.attention)
     cache: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attend_and_keep(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         cache.setdefault(layer, (k, v))  # recomputation in the backward pass comes here again
         return attend(q, k, v)
 
-    hidden = step.drafter(embed, fused, step.positions(real), attend_and_keep, step.recompute)
+    hidden = step.drafter(embed, fused, step.positions(real), attend_and_keep, step.options.recompute)
     return cut.leaf(hidden), {layer: (cut.leaf(k), cut.leaf(v)) for layer, (k, v) in cache.items()}
 
 
-def settled_chunk_rows(step: Step, chunk_rows: int | None, memory_budget: int | None) -> int:
-    """As given, as fits the budget, or as suits the device. Raises InputError, see `loss_and_backward`."""
-    if chunk_rows is not None and memory_budget is not None:
-        raise InputError("give chunk_rows or memory_budget, not both: each follows from the other")
-    if memory_budget is not None:
-        costs = activation_costs(step.drafter, step.attention, step.recompute)
-        return costs.chunk_rows_within(memory_budget, int((step.elements.depth == 0).sum()))
-    if chunk_rows is None:
-        return default_chunk_rows(step.elements.depth.device.type)
-    if chunk_rows < 1:
-        raise InputError(f"chunk_rows must be at least 1, found {chunk_rows}")
-    return chunk_rows
+def chunk_rows_of(step: Step) -> int:
+    """Return the elements per chunk: as asked for, or as suits the device."""
+    return step.options.chunk_rows or default_chunk_rows(step.elements.depth.device.type)
 
 
 def default_chunk_rows(device_type: str) -> int:
+    """Return the elements per chunk that suit a device ("cpu", "cuda")."""
     return CPU_CHUNK_ROWS if device_type == "cpu" else GPU_CHUNK_ROWS
 
 
 def chunks(step: Step, chunk_rows: int) -> Iterator[Tensor]:
-    """int64[..] rows of consecutive anchors, at most chunk_rows of them unless one chain is longer."""
+    """Yield int64[..] rows of consecutive anchors, at most chunk_rows of them unless one chain is longer."""
     depth = step.elements.depth
     starts = [*(depth == 0).nonzero().squeeze(-1).tolist(), len(depth)]
     low = 0

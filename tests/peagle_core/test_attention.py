@@ -14,7 +14,7 @@ from torch import Tensor
 
 from peagle_core.attention import make_attention
 from peagle_core.attention.dense import DenseAttention
-from peagle_core.attention.torch import SdpaAttention
+from peagle_core.attention.torch import TorchAttention
 from peagle_core.elements import Elements
 from peagle_core.errors import InputError
 from peagle_core.mask import dense_mask
@@ -52,12 +52,12 @@ def test_dense_is_the_loop(packed, lengths, heads, seed):
 
 @settings(max_examples=120)
 @given(streams(max_documents=5, max_size=20), chain_lengths, head_counts, st.integers(1, 40), st.integers(0, 99))
-def test_sdpa_is_dense_for_every_chunk_size(packed, lengths, heads, chunk_rows, seed):
+def test_torch_is_dense_for_every_chunk_size(packed, lengths, heads, chunk_rows, seed):
     # chunk_rows from 1 on: smaller than a chain, equal to one, larger than everything.
     elements = chains(packed[1], lengths)
     qkv = random_qkv(elements, *heads, 4, seed)
     expected = output_and_gradients(DenseAttention(elements, packed[1]), qkv)
-    assert_same(output_and_gradients(SdpaAttention(elements, packed[1], chunk_rows), qkv), expected)
+    assert_same(output_and_gradients(TorchAttention(elements, packed[1], chunk_rows), qkv), expected)
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 3, 8, 256])
@@ -65,7 +65,7 @@ def test_a_chunk_never_costs_more_than_its_own_document(chunk_rows):
     # What the backend exists for: scores in N * S of one document, not N * N and not over the packed row.
     _, doc_ids = stream("A" * 40, "A" * 40)
     elements = chains(doc_ids, [4])
-    attention = SdpaAttention(elements, doc_ids, chunk_rows)
+    attention = TorchAttention(elements, doc_ids, chunk_rows)
     rows = [chunk.stop - chunk.start for chunk in attention.chunks]
     assert sum(rows) == len(elements)
     assert max(rows) <= max(chunk_rows, 4), "a chunk is at most chunk_rows or one chain"
@@ -73,7 +73,7 @@ def test_a_chunk_never_costs_more_than_its_own_document(chunk_rows):
         assert chunk.context_stop - chunk.context_start <= 39, "at most the slots of one document"
 
 
-@pytest.mark.parametrize("backend", ["dense", "sdpa"])
+@pytest.mark.parametrize("backend", ["dense", "torch"])
 def test_padding_makes_no_nan(backend):
     # Rows on padding see nothing at all: whatever they give, neither they nor their gradients may be NaN.
     _, doc_ids = stream("...", "AAAA", "..", "AA", "....")
@@ -83,7 +83,7 @@ def test_padding_makes_no_nan(backend):
         assert torch.isfinite(tensor).all()
 
 
-@pytest.mark.parametrize("backend", ["dense", "sdpa"])
+@pytest.mark.parametrize("backend", ["dense", "torch"])
 @pytest.mark.parametrize("documents", [(), ("A",), ("AA",), ("..",), ("A", "A", "AA")])
 def test_empty_and_shortest_streams(backend, documents):
     _, doc_ids = stream(*documents)
@@ -96,5 +96,5 @@ def test_empty_and_shortest_streams(backend, documents):
 
 def test_an_unknown_backend_is_refused():
     _, doc_ids = stream("AA")
-    with pytest.raises(InputError, match=r"unknown attention backend 'flex'.*dense, sdpa"):
+    with pytest.raises(InputError, match=r"unknown attention backend 'flex'.*dense, torch"):
         make_attention(chains(doc_ids, [1]), doc_ids, "flex")

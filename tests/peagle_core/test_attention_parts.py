@@ -11,7 +11,7 @@ from torch import Tensor
 from peagle_core.attention import parts
 from peagle_core.attention.dense import DenseAttention
 from peagle_core.attention.layout import make_layout
-from peagle_core.attention.torch import SdpaAttention
+from peagle_core.attention.torch import TorchAttention
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -72,7 +72,7 @@ def test_without_a_flash_kernel_nothing_changes(monkeypatch):
     assert parts._has_flash(qkv[0]), "this build of PyTorch has the kernel"
     monkeypatch.setattr(parts, "FLASH", "no_such_kernel")
     assert not parts._has_flash(qkv[0])
-    assert_same(output_and_gradients(SdpaAttention(elements, doc_ids, 8), qkv), expected)
+    assert_same(output_and_gradients(TorchAttention(elements, doc_ids, 8), qkv), expected)
 
 
 def test_layout_by_hand():

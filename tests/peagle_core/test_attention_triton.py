@@ -40,7 +40,7 @@ def test_under_the_interpreter():
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter can")
 def test_without_a_gpu_it_says_so():
     _, doc_ids = stream("AAA")
-    with pytest.raises(InputError, match="'triton' needs a GPU, the elements are on cpu; choose 'sdpa'"):
+    with pytest.raises(InputError, match="'triton' needs a GPU, the elements are on cpu; choose 'torch'"):
         make_attention(chains(doc_ids, [2]), doc_ids, "triton")
 
 

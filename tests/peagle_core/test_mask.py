@@ -57,7 +57,7 @@ def test_every_row_sees_itself_and_padding_sees_nothing():
     assert not mask[:, doc_ids < 0].any()
 
 
-@pytest.mark.parametrize("attention", ["dense", "sdpa"])
+@pytest.mark.parametrize("attention", ["dense", "torch"])
 @settings(max_examples=25)
 @given(packed=streams(max_documents=3, max_size=9), data=st.data())
 def test_a_token_moves_exactly_the_rows_that_may_see_it(attention, packed, data):

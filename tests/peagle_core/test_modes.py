@@ -26,7 +26,7 @@ modes = st.one_of(
     num_depths=st.integers(1, 8),
     retention=st.sampled_from([0.6, 1.0]),
     mode=modes,
-    attention=st.sampled_from(["dense", "sdpa"]),
+    attention=st.sampled_from(["dense", "torch"]),
     recompute=st.booleans(),
     options=st.sampled_from([{}, {"loss": "ce"}, {"weights": True}, {"draft_vocab_size": 7}]),
     seed=st.integers(0, 99),
@@ -140,8 +140,6 @@ def test_frozen_parameters_stay_without_gradient():
     [
         ({"mode": "partition", "num_segments": 0}, "num_segments must be at least 1, found 0"),
         ({"mode": "stream", "chunk_rows": 0}, "chunk_rows must be at least 1, found 0"),
-        ({"mode": "stream", "chunk_rows": 9, "memory_budget": 9}, "chunk_rows or memory_budget, not both"),
-        ({"mode": "stream", "memory_budget": 1000}, "memory_budget 1000 is below the .* recompute=True needs less"),
     ],
 )
 def test_bad_choices_are_refused(options, message):

@@ -22,7 +22,7 @@ from peagle_core.training import Batch, forward_elements, loss_and_backward
 K = 5
 
 
-def training_logits(drafter: PEagleDrafter, batch: Batch, elements: Elements, attention: str = "sdpa") -> dict:
+def training_logits(drafter: PEagleDrafter, batch: Batch, elements: Elements, attention: str = "torch") -> dict:
     """(a, d) -> logits of the flat forward."""
     elements = elements.order("anchor")
     with torch.no_grad():

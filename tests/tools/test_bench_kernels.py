@@ -23,7 +23,7 @@ def test_toy_shapes(tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     rows = json.loads(path.read_text())["rows"]
     done = {(row["what"], row["how"]) for row in rows}
-    for how in ("triton", "triton deterministic", "sdpa backend", "SDPA, dense mask"):
+    for how in ("triton", "triton deterministic", "torch backend", "SDPA, dense mask"):
         assert {("attention forward", how), ("attention backward", how)} <= done
     assert {("distillation chunk", "triton"), ("distillation chunk", "torch")} <= done
     tolerance = 0.02 if torch.cuda.is_available() else 1e-5

@@ -85,7 +85,7 @@ def test_a_setting_without_its_mode_is_refused(base):
     ]:
         with pytest.raises(ConfigError, match=says):
             load_config(None, [*base, *settings])
-    assert load_config(None, [*base, "mode=partition", "num_segments=2"]).step_options()["num_segments"] == 2
+    assert load_config(None, [*base, "mode=partition", "num_segments=2"]).step_options().num_segments == 2
 
 
 def test_missing_keys_are_named():

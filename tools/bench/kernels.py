@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from peagle_core.attention.base import expand_kv
-from peagle_core.attention.torch import SdpaAttention
+from peagle_core.attention.torch import TorchAttention
 from peagle_core.attention.triton import Blocks, TritonAttention
 from peagle_core.cod import sample_elements
 from peagle_core.elements import Elements
@@ -114,9 +114,9 @@ class AttentionCase:
         tensors = [torch.randn(*size, shape.head_dim, device=device).to(dtype) for size in sizes]
         self.qkv, self.grad = [x.requires_grad_() for x in tensors[:3]], tensors[3]
         exact = [x.detach().double().requires_grad_() for x in self.qkv]
-        out = SdpaAttention(self.elements, self.doc_ids)(exact[0], exact[1], exact[2])
+        out = TorchAttention(self.elements, self.doc_ids)(exact[0], exact[1], exact[2])
         self.exact = [out.detach(), *torch.autograd.grad(out, exact, self.grad.double())]
-        layout = SdpaAttention(self.elements, self.doc_ids).layout
+        layout = TorchAttention(self.elements, self.doc_ids).layout
         scores = float((layout.last - layout.first + layout.own).sum())
         pass_flops = 2 * scores * shape.heads * shape.head_dim
         row_bytes = rows * shape.head_dim * tensors[0].element_size()
@@ -182,7 +182,7 @@ def attention_rows(shape: Shape, device: torch.device, dtype: torch.dtype, ceili
     ways: dict[str, Callable[[], Callable[..., Tensor]]] = {
         "triton": lambda: TritonAttention(elements, doc_ids),
         "triton deterministic": lambda: TritonAttention(elements, doc_ids, deterministic=True),
-        "sdpa backend": lambda: SdpaAttention(elements, doc_ids),
+        "torch backend": lambda: TorchAttention(elements, doc_ids),
     }
     if len(elements) ** 2 * case.grad.element_size() <= DENSE_LIMIT:
         ways["SDPA, dense mask"] = lambda: sdpa_with_dense_mask(elements, doc_ids)

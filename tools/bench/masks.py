@@ -5,7 +5,7 @@
 Loading an example means drawing its elements (COD) and getting the mask a training step takes. per-example is what
 PARD's collator does: the additive float mask over all n*K pairs, one comparison of the whole grid per depth, then the
 rows and columns that were drawn. amortised draws the same rows and columns from the mask of the longest document.
-ranges is what the sdpa and triton backends take instead of a mask. One thread; the building from scratch is timed on a
+ranges is what the torch and triton backends take instead of a mask. One thread; the building from scratch is timed on a
 few examples, the others on all of them.
 """
 

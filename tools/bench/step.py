@@ -106,7 +106,7 @@ def ways(config: RunConfig) -> list[RunConfig]:
     found = [way(best, "flat"), way(best, "stream"), way(best, "flat", recompute=True)]
     if config.algorithm == "peagle":
         found.insert(2, way(best, "partition"))
-    return found if best == "sdpa" else [*found, way("sdpa", "flat"), way("sdpa", "stream")]
+    return found if best == "torch" else [*found, way("torch", "flat"), way("torch", "stream")]
 
 
 def name(way: RunConfig) -> str:

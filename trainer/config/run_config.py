@@ -10,8 +10,8 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from peagle_core.atomic import replace_file
-from peagle_core.attention import BACKENDS
-from peagle_core.training import MODES
+from peagle_core.attention import ALIASES, BACKENDS
+from peagle_core.training import MODES, NUM_SEGMENTS, StepOptions
 from trainer.config.eagle3 import fill_in, misfits
 from trainer.config.sections import (
     DataConfig,
@@ -29,7 +29,8 @@ class RunConfig(Section):
     """One training run. output_dir None means runs/<name of the target>-<algorithm>.
 
     algorithm eagle3: the autoregressive baseline, with defaults of its own (`trainer.config.eagle3`).
-    mode auto: flat where it fits the memory, else stream (`trainer.sizing`); attention auto: triton on CUDA, else sdpa.
+    mode auto: flat where it fits the memory, else stream (`trainer.sizing`); attention auto: triton on CUDA, else
+    torch (alias sdpa).
     num_segments belongs to partition, chunk_rows (elements) and memory_budget_gib (of activations) to stream.
     parallel: of several processes; auto: ddp where target and drafter fit one GPU, else fsdp (`trainer.sizing`).
     """
@@ -72,7 +73,7 @@ class RunConfig(Section):
     @field_validator("attention")
     @classmethod
     def _known_attention(cls, attention: str) -> str:
-        return _choice(attention, ("auto", *BACKENDS))
+        return _choice(ALIASES.get(attention, attention), ("auto", *BACKENDS))
 
     @field_validator("device")
     @classmethod
@@ -128,24 +129,25 @@ class RunConfig(Section):
     def attention_backend(self) -> str:
         if self.attention != "auto":
             return self.attention
-        return "triton" if self.device.startswith("cuda") else "sdpa"
+        return "triton" if self.device.startswith("cuda") else "torch"
 
     @property
     def memory_budget(self) -> int | None:
         """Return the bytes that activations may take, None without a limit."""
         return None if self.memory_budget_gib is None else int(self.memory_budget_gib * 2**30)
 
-    def step_options(self) -> dict[str, Any]:
-        """For `loss_and_backward`; mode must be settled (`trainer.sizing.choose.settle`)."""
-        options = {
-            "mode": self.mode,
-            "attention": self.attention_backend,
-            "recompute": self.activation_checkpointing,
-            "num_segments": self.num_segments,
-            "chunk_rows": self.chunk_rows,
-            "memory_budget": self.memory_budget,
-        }
-        return {key: value for key, value in options.items() if value is not None}
+    def step_options(self) -> StepOptions:
+        """Return how a training step runs; mode and chunk must be settled (`trainer.sizing.choose.settle`)."""
+        assert self.memory_budget is None, "settle turns a budget into chunk_rows"
+        return StepOptions(
+            mode=self.mode,
+            loss=self.loss.kind,
+            depth_weights=self.loss.depth_weights,
+            attention=self.attention_backend,
+            recompute=self.activation_checkpointing,
+            num_segments=self.num_segments or NUM_SEGMENTS,
+            chunk_rows=self.chunk_rows,
+        )
 
     @property
     def output(self) -> Path:

@@ -19,7 +19,7 @@ from peagle_core.cod import sample_elements
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
 from peagle_core.metrics import DraftMetrics
-from peagle_core.training import Batch, charged_elements, step_of
+from peagle_core.training import Batch, charged_elements, loss_and_backward
 from trainer.checkpoint.checkpoints import save_checkpoint
 from trainer.checkpoint.train_state import TrainState
 from trainer.config import RunConfig
@@ -134,19 +134,16 @@ def backward(
     config: RunConfig, drafter: PEagleDrafter, work: Work, target_head: Tensor, denominator: float
 ) -> DraftMetrics:
     """Add the gradients of one row. target_head: [V, H_t]; denominator: charged elements of the whole step."""
-    weights = config.loss.depth_weights
     torch.manual_seed(work.seed)  # dropout, in the one hidden-state design that has it
     with torch.autocast(work.batch.aux.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        return step_of(drafter)(
+        return loss_and_backward(
             drafter,
             work.batch,
             work.elements,
             target_head=target_head,
             denominator=denominator,
             charged=work.charged,
-            loss=config.loss.kind,
-            depth_weights=None if weights is None else torch.tensor(weights, device=target_head.device),
-            **config.step_options(),
+            options=config.step_options(),
         )
 
 
