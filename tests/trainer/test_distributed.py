@@ -23,7 +23,7 @@ from trainer.__main__ import main
 from trainer.checkpoint.checkpoints import newest_checkpoint
 from trainer.errors import ConfigError
 from trainer.export.export import run_export
-from trainer.sizing.parallel import settle_parallel
+from trainer.sizing.choose import settle_parallel
 from trainer.train.run import run_train
 
 pytestmark = pytest.mark.slow
@@ -215,7 +215,7 @@ def test_launched_wrongly_is_one_sentence(target_dir, data_file, tmp_path, capsy
 def test_auto_is_what_fits(target_dir, data_file, tmp_path, monkeypatch, gib, choice):
     monkeypatch.setattr("trainer.parallel.processes.size", lambda: 2)
     monkeypatch.setattr("trainer.parallel.processes.exchange", lambda value: [value] * 2)
-    monkeypatch.setattr("trainer.sizing.parallel.device_memory", lambda _: int(gib * 2**30))
+    monkeypatch.setattr("trainer.sizing.choose.device_memory", lambda _: int(gib * 2**30))
     config = options(target_dir, data_file, tmp_path)
     assert settle_parallel(config).parallel == choice
     asked = config.model_copy(update={"parallel": "ddp"})

@@ -15,7 +15,8 @@ from peagle_core.errors import InputError
 from peagle_core.training import activation_costs
 from trainer.__main__ import main
 from trainer.config import load_config
-from trainer.sizing.choose import drafter_costs, make_plan, num_elements, settle
+from trainer.sizing.choose import make_plan, settle
+from trainer.sizing.sizes import drafter_costs, num_elements
 
 RECIPES = sorted(Path("trainer/configs/recipes").glob("*.yaml"))
 TARGETS = Path(__file__).parent / "target_configs"

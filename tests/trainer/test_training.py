@@ -24,6 +24,7 @@ from trainer.export.export import run_export
 from trainer.inputs import load_inputs
 from trainer.new_drafter import new_drafter
 from trainer.sampler import RowSampler, total_steps
+from trainer.sizing.choose import settle
 from trainer.train import loop
 from trainer.train.assemble import open_run
 from trainer.train.loop import make_work, train_step
@@ -319,7 +320,6 @@ def test_a_run_with_mode_auto_says_and_saves_what_it_took(run_config, capsys):
         {"mode": "partition"},
         {"mode": "stream"},
         {"mode": "stream", "chunk_rows": 7},
-        {"mode": "stream", "memory_budget_gib": 0.05},
         {"mode": "flat", "activation_checkpointing": True},
     ],
 )
@@ -329,3 +329,19 @@ def test_every_mode_takes_the_same_step(run_config, changes):
         metrics, norm = train_step(open_run(config))
         steps.append((metrics.loss, norm))
     assert steps[0] == pytest.approx(steps[1], rel=1e-4)
+
+
+def test_a_memory_budget_is_settled_once_for_all_rows(run_config):
+    config = changed(run_config, mode="stream", memory_budget_gib=0.05)
+    state, rows, states, _ = build(config)
+    passes: list[int] = []
+    state.drafter.register_forward_hook(lambda _, inputs, __: passes.append(len(inputs[0])))
+    settled = settle(config, state.drafter, 0)
+    assert passes, "the drafter was probed"
+    assert settled.memory_budget_gib is None
+    assert settled.chunk_rows > max(len(row.input_ids) for row in rows) * config.drafter.num_depths
+    passes.clear()
+    losses = [train_step(settled, state, rows, states)[0].loss for _ in range(3)]
+    assert len(passes) == 3 * 2 * config.optim.rows_per_step, "depth 0 and one chunk of each row, no probe"
+    state, rows, states, _ = build(run_config)
+    assert losses == pytest.approx([train_step(run_config, state, rows, states)[0].loss for _ in range(3)], rel=1e-4)

@@ -32,8 +32,9 @@ from peagle_core.training import Batch
 from tools.bench.kernels import measure_ceilings, relative_error
 from trainer.config import RunConfig, load_config
 from trainer.new_drafter import freeze
-from trainer.sizing.choose import drafter_costs, make_plan
-from trainer.sizing.dry_run import drafter_shape, meta_target, step_flops
+from trainer.sizing.choose import make_plan
+from trainer.sizing.dry_run import step_flops
+from trainer.sizing.sizes import drafter_costs, drafter_shape, meta_target
 from trainer.train.loop import Work, backward
 
 GIB = 2**30

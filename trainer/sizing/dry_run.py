@@ -9,22 +9,27 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from peagle_core.config import PEagleConfig
 from peagle_core.drafter import PEagleDrafter
-from peagle_core.errors import InputError, first_line
-from peagle_core.target import target_head
+from peagle_core.errors import InputError
 from trainer.config import RunConfig
-from trainer.new_drafter import check_widths, drafter_config, freeze
-from trainer.sizing.choose import GPU_SHARE, batch_bytes, drafter_costs, make_plan, num_elements, state_bytes
-from trainer.target.load import embedding
-from trainer.target.sharded import target_layers
+from trainer.sizing.choose import GPU_SHARE, make_plan
+from trainer.sizing.sizes import (
+    GIB,
+    TargetSize,
+    drafter_costs,
+    drafter_shape,
+    fake_drafter,
+    fixed_bytes,
+    meta_target,
+    num_elements,
+    target_size,
+)
 
-GIB = 2**30
 WAYS = ("ddp", "fsdp")
 # Share of the peak that a step is taken to reach.
 UTILISATION = 0.35
@@ -49,43 +54,6 @@ GPUS = (
 )
 
 
-@dataclass(frozen=True)
-class TargetSize:
-    """parameters: all; active: those one token meets outside embedding and head; bytes: of the frozen weights; layers:
-    of those, what can be sharded, and layer, the most that is gathered of it at a time.
-
-    states: bytes of the hidden states of all layers that a forward pass over one row leaves.
-    """
-
-    parameters: int
-    active: float
-    bytes: int
-    layers: int
-    layer: int
-    states: int
-    dtype: str
-
-
-@dataclass(frozen=True)
-class Fixed:
-    """Bytes of one GPU whatever the mode: the frozen target, the drafter's training state, the states of its rows."""
-
-    target: int
-    drafter: int
-    batch: int
-
-    @property
-    def total(self) -> int:
-        return self.target + self.drafter + self.batch
-
-    def words(self, trained: int) -> str:
-        return (
-            f"{self.target / GIB:.1f} GiB target, {self.drafter / GIB:.1f} GiB drafter ({trained / 1e6:.0f}M trained "
-            f"parameters: weights, gradients, two Adam moments in fp32), {self.batch / GIB:.1f} GiB target states of "
-            "a step"
-        )
-
-
 def dry_run(config: RunConfig, gpus: int = 1) -> None:
     """Print the report, for a run on that many GPUs of one machine. Raises InputError, one sentence, where a size does
     not fit or no config can be had.
@@ -94,65 +62,6 @@ def dry_run(config: RunConfig, gpus: int = 1) -> None:
     shape, size = drafter_shape(config, target), target_size(config, target)
     with FakeTensorMode():
         report(config, target, shape, size, fake_drafter(config, shape), gpus)
-
-
-def drafter_shape(config: RunConfig, target: PreTrainedModel) -> PEagleConfig:
-    """Of the drafter that a run would train, its mask token aside. Raises InputError where a size does not fit."""
-    table, head = embedding(target), target_head(target)
-    mask_token_id = config.drafter.mask_token_id
-    if mask_token_id is None and config.algorithm == "peagle":
-        mask_token_id = table.shape[0] - 1  # stands for the one that a run will choose
-    shape = drafter_config(config.drafter, config.target, target.config, mask_token_id, table.shape[0])
-    check_widths(table, head, shape)
-    if head.shape[0] != table.shape[0]:
-        raise InputError(f"the target's embedding has {table.shape[0]} rows and its output head {head.shape[0]}")
-    return shape
-
-
-def fake_drafter(config: RunConfig, shape: PEagleConfig) -> PEagleDrafter:
-    """To be called, and used, in a FakeTensorMode."""
-    # Scaled rotary embeddings may look at values; the type changes no size.
-    drafter = PEagleDrafter(shape.replace(rope_parameters={"rope_type": "default", "rope_theta": 10000.0}))
-    freeze(drafter, config.drafter)
-    return drafter
-
-
-def meta_target(config: RunConfig) -> PreTrainedModel:
-    """The target on the meta device, from its config alone."""
-    try:
-        loaded = AutoConfig.from_pretrained(config.target)
-        dtype = config.target_dtype
-        wanted = getattr(torch, dtype) if dtype != "auto" else loaded.get_text_config().dtype or torch.bfloat16
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(loaded, dtype=wanted)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"the config of target {config.target!r} cannot be loaded ({first_line(error)})") from None
-
-
-def target_size(config: RunConfig, target: PreTrainedModel) -> TargetSize:
-    text = target.config.get_text_config()
-    experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None) or 1
-    share = (getattr(text, "num_experts_per_tok", None) or 1) / experts
-    ends = {id(target.get_input_embeddings().weight), id(target.get_output_embeddings().weight)}
-    inner = [(name, p) for name, p in target.named_parameters() if id(p) not in ends]
-    language = [(name, p) for name, p in inner if not any(part in name for part in ("vision", "multi_modal"))]
-    active = sum(p.numel() * (share if ".experts." in name else 1) for name, p in language)
-    width = torch.finfo(target.dtype).bits // 8
-    states = config.data.row_length * (text.num_hidden_layers + 1) * text.hidden_size * width
-    total = sum(p.numel() for p in target.parameters())
-    layers = [width * sum(p.numel() for p in layer.parameters()) for layer in target_layers(target)]
-    layer = 2 * max(layers, default=0)  # the next one is gathered while one runs
-    return TargetSize(
-        total, active, total * width, sum(layers), layer, states, str(target.dtype).removeprefix("torch.")
-    )
-
-
-def fixed_bytes(config: RunConfig, size: TargetSize, drafter: PEagleDrafter, way: str, gpus: int) -> Fixed:
-    """way: "ddp", or "fsdp" within one machine."""
-    shards = gpus if way == "fsdp" else 1
-    gathered = min(size.layer, size.layers) if shards > 1 else 0
-    target = size.bytes - size.layers + size.layers // shards + gathered
-    return Fixed(target, state_bytes(drafter, shards), batch_bytes(config, drafter, gpus))
 
 
 def step_flops(

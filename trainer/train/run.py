@@ -17,7 +17,7 @@ from trainer.config import RunConfig
 from trainer.errors import ConfigError
 from trainer.evaluate import Evaluation
 from trainer.parallel import processes
-from trainer.sizing.parallel import settle_parallel
+from trainer.sizing.choose import settle_parallel
 from trainer.train.assemble import Run, open_inputs, open_run
 from trainer.train.loop import train
 from trainer.train.measure_saved import measure_saved, saved_drafter
