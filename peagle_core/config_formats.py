@@ -1,4 +1,4 @@
-"""config.json <-> PEagleConfig: the flat format vLLM loads (ours, AWS's, NeMo's) and speculators' nested one.
+"""config.json <-> a drafter's configuration: the flat format vLLM loads (ours, AWS's, NeMo's), speculators' nested one.
 
 The keys and their defaults are those listed in docs/checkpoint.md. Every spelling is resolved here, once, so that
 no engine falls back to a default of its own without a word. A flat config with `parallel_drafting` false is an EAGLE-3
@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from peagle_core.config import PEagleConfig
+from peagle_core.drafter_shape import DrafterShape
 from peagle_core.errors import InputError
 
 MASK_ID_KEYS = ("mask_token_id", "pard_token", "ptd_token_id")
@@ -26,7 +26,7 @@ DEFAULT_SPECULATIVE_TOKENS = 5
 
 
 def load_config_dict(directory: Path) -> dict[str, Any]:
-    """The raw config.json. Raises InputError when it is absent or no JSON object."""
+    """Read the raw config.json. Raises InputError when it is absent or no JSON object."""
     path = directory / "config.json"
     if not directory.is_dir():
         raise InputError(f"{directory}: no such directory")
@@ -41,47 +41,40 @@ def load_config_dict(directory: Path) -> dict[str, Any]:
     return raw
 
 
-def read_config(directory: Path) -> PEagleConfig:
-    """Normalise any known config.json into a PEagleConfig. Raises InputError naming the file and the key."""
-    try:
-        return config_from_dict(load_config_dict(directory))
-    except InputError as error:
-        message = str(error)
-        where = str(directory / "config.json")
-        raise InputError(message if str(directory) in message else f"{where}: {message}") from None
+def fields_from_dict(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of `DrafterShape` that one raw config spells out, None where it leaves one to be filled in.
 
-
-def config_from_dict(raw: dict[str, Any]) -> PEagleConfig:
-    """Translate one raw config. Raises InputError when a key is missing or contradicts another."""
+    Raises InputError when a key is missing or contradicts another.
+    """
     nested = "transformer_layer_config" in raw
     layer = _object(raw, "transformer_layer_config") if nested else raw
     eagle = _object(raw, "eagle_config")
     heads = _required(layer, "num_attention_heads")
-    return PEagleConfig(
-        vocab_size=_required(layer, "vocab_size"),
-        hidden_size=_required(layer, "hidden_size"),
-        intermediate_size=_required(layer, "intermediate_size"),
-        num_hidden_layers=_required(layer, "num_hidden_layers"),
-        num_attention_heads=heads,
-        num_key_value_heads=layer.get("num_key_value_heads") or heads,
-        mask_token_id=_mask_token_id(raw),
-        aux_layer_ids=_aux_layer_ids(raw, eagle),
-        num_depths=_num_depths(raw),
-        draft_vocab_size=_optional(raw, "draft_vocab_size"),
-        target_hidden_size=_optional(raw, "target_hidden_size"),
-        head_dim=_optional(layer, "head_dim"),
-        hidden_act=layer.get("hidden_act", "silu"),
-        rms_norm_eps=layer.get("rms_norm_eps", 1e-5),
-        max_position_embeddings=layer.get("max_position_embeddings", 4096),
-        rope_parameters=_rope_parameters(layer),
-        attention_bias=bool(layer.get("attention_bias", False)),
-        norm_before_residual=bool(raw.get("norm_before_residual", False)),
-        norm_before_fc=bool(raw.get("norm_before_fc", eagle.get("norm_before_fc", False))),
-        fc_norm=bool(raw.get("fc_norm", eagle.get("fc_norm", False))),
-        qk_norm=_qk_norm(raw, layer),
-        target=_target_name(raw),
-        hidden_state_design=raw.get("hidden_state_design", "shared"),
-    )
+    return {
+        "vocab_size": _required(layer, "vocab_size"),
+        "hidden_size": _required(layer, "hidden_size"),
+        "intermediate_size": _required(layer, "intermediate_size"),
+        "num_hidden_layers": _required(layer, "num_hidden_layers"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": layer.get("num_key_value_heads") or heads,
+        "mask_token_id": _mask_token_id(raw),
+        "aux_layer_ids": _aux_layer_ids(raw, eagle),
+        "num_depths": _num_depths(raw),
+        "draft_vocab_size": _optional(raw, "draft_vocab_size"),
+        "target_hidden_size": _optional(raw, "target_hidden_size"),
+        "head_dim": _optional(layer, "head_dim"),
+        "hidden_act": layer.get("hidden_act", "silu"),
+        "rms_norm_eps": layer.get("rms_norm_eps", 1e-5),
+        "max_position_embeddings": layer.get("max_position_embeddings", 4096),
+        "rope_parameters": _rope_parameters(layer),
+        "attention_bias": bool(layer.get("attention_bias", False)),
+        "norm_before_residual": bool(raw.get("norm_before_residual", False)),
+        "norm_before_fc": bool(raw.get("norm_before_fc", eagle.get("norm_before_fc", False))),
+        "fc_norm": bool(raw.get("fc_norm", eagle.get("fc_norm", False))),
+        "qk_norm": _qk_norm(raw, layer),
+        "target": _target_name(raw),
+        "hidden_state_design": raw.get("hidden_state_design", "shared"),
+    }
 
 
 def _required(raw: dict[str, Any], key: str) -> Any:
@@ -99,7 +92,7 @@ def _object(raw: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _optional(raw: dict[str, Any], key: str) -> Any:
-    """The value, or None: PEagleConfig fills it in."""
+    """The value, or None: DrafterShape fills it in."""
     return raw.get(key)
 
 
@@ -147,8 +140,8 @@ def _target_name(raw: dict[str, Any]) -> str | None:
     return raw.get("target_name_or_path") or verifier.get("name_or_path")
 
 
-def refuse_experiments(config: PEagleConfig) -> None:
-    """Raises InputError for a drafter that no serving engine could run."""
+def refuse_experiments(config: DrafterShape) -> None:
+    """Raise InputError for a drafter that no serving engine could run."""
     if config.hidden_state_design != "shared":
         raise InputError(
             f"hidden_state_design {config.hidden_state_design!r} is an experiment that no serving engine runs, "
@@ -157,18 +150,18 @@ def refuse_experiments(config: PEagleConfig) -> None:
 
 
 def sglang_aux_layer_ids(aux_layer_ids: tuple[int, ...]) -> list[int]:
-    """vLLM's "state entering layer k" -> SGLang's "output of layer k - 1", which it captures as layer id + 1."""
+    """Convert vLLM's "state entering layer k" to SGLang's "output of layer k - 1", captured as layer id + 1."""
     return [k - 1 for k in aux_layer_ids]
 
 
-def flat_config_dict(config: PEagleConfig, dtype: str = "bfloat16") -> dict[str, Any]:
-    """The flat config.json that vLLM and SGLang load; `num_depths` is ours and both ignore it."""
+def flat_config_dict(config: DrafterShape, dtype: str = "bfloat16") -> dict[str, Any]:
+    """Return the flat config.json that vLLM and SGLang load; `num_depths` is ours and both ignore it."""
     refuse_experiments(config)
     return config_record(config, dtype)
 
 
-def config_record(config: PEagleConfig, dtype: str) -> dict[str, Any]:
-    """The flat keys of any drafter, experiments included: how training checkpoints say what they are."""
+def config_record(config: DrafterShape, dtype: str) -> dict[str, Any]:
+    """Return the flat keys of any drafter, experiments included: how training checkpoints say what they are."""
     return {
         "architectures": [QK_NORM_ARCHITECTURE if config.qk_norm else ARCHITECTURE],
         **_layer_dict(config),
@@ -187,14 +180,14 @@ def config_record(config: PEagleConfig, dtype: str) -> dict[str, Any]:
     }
 
 
-def _parallel_keys(config: PEagleConfig) -> dict[str, Any]:
+def _parallel_keys(config: DrafterShape) -> dict[str, Any]:
     eagle: dict[str, Any] = {"use_aux_hidden_state": True}
     if config.aux_layer_ids is not None:
         eagle[AUX_IDS_KEY] = list(config.aux_layer_ids)
     return {"mask_token_id": config.mask_token_id, "ptd_token_id": config.mask_token_id, "eagle_config": eagle}
 
 
-def _eagle3_keys(config: PEagleConfig) -> dict[str, Any]:
+def _eagle3_keys(config: DrafterShape) -> dict[str, Any]:
     """vLLM takes the ids at the top before the nested ones; SGLang's EAGLE3 knows only the latter."""
     keys: dict[str, Any] = {"parallel_drafting": False, "eagle_config": {"use_aux_hidden_state": True}}
     if config.aux_layer_ids is not None:
@@ -204,9 +197,9 @@ def _eagle3_keys(config: PEagleConfig) -> dict[str, Any]:
 
 
 def speculators_config_dict(
-    config: PEagleConfig, dtype: str = "bfloat16", target_architectures: tuple[str, ...] = ()
+    config: DrafterShape, dtype: str = "bfloat16", target_architectures: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """speculators' nested config.json. Without a K, its own default stands in, for vLLM demands one.
+    """Return speculators' nested config.json. Without a K, its own default stands in, for vLLM demands one.
 
     Raises InputError for an EAGLE-3 head: only P-EAGLE heads are written in this format.
     """
@@ -238,7 +231,7 @@ def speculators_config_dict(
     }
 
 
-def _layer_dict(config: PEagleConfig) -> dict[str, Any]:
+def _layer_dict(config: DrafterShape) -> dict[str, Any]:
     """The keys of transformers' LlamaConfig, or of Qwen3Config for q/k norms."""
     return {
         "model_type": "qwen3" if config.qk_norm else "llama",
@@ -259,7 +252,8 @@ def _layer_dict(config: PEagleConfig) -> dict[str, Any]:
     }
 
 
-def write_flat_config(config: PEagleConfig, directory: Path, dtype: str = "bfloat16") -> None:
+def write_flat_config(config: DrafterShape, directory: Path, dtype: str = "bfloat16") -> None:
+    """Write `directory/config.json` in the flat format, making the directory."""
     text = json.dumps(flat_config_dict(config, dtype), indent=2)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(text + "\n")

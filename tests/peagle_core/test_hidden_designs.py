@@ -11,8 +11,8 @@ from tiny import random_batch, tiny_config, tiny_drafter, tiny_target
 
 from peagle_core.checkpoint import save_drafter
 from peagle_core.cod import sample_elements
-from peagle_core.config import HIDDEN_STATE_DESIGNS
-from peagle_core.config_formats import config_from_dict, config_record, flat_config_dict
+from peagle_core.config import HIDDEN_STATE_DESIGNS, PEagleConfig
+from peagle_core.config_formats import config_record, flat_config_dict
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 from peagle_core.generate import speculate
@@ -102,7 +102,7 @@ def test_it_is_never_exported(name, tmp_path):
         drafter.config.save_pretrained(tmp_path / "config")
     assert not list(tmp_path.rglob("*.*"))
     # What a training checkpoint records comes back; an engine that is given it still refuses.
-    recorded = config_from_dict(config_record(drafter.config, "float32"))
+    recorded = PEagleConfig.from_dict(config_record(drafter.config, "float32"))
     assert recorded == drafter.config
     with pytest.raises(InputError, match="no serving engine"):
         flat_config_dict(recorded)

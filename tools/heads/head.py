@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from peagle_core.config import PEagleConfig
-from peagle_core.config_formats import NEMO_ARCHITECTURE, config_from_dict, load_config_dict
+from peagle_core.config_formats import NEMO_ARCHITECTURE, load_config_dict
 from peagle_core.errors import InputError
 from peagle_core.tensors import bare_name, expected_shapes, weight_files
 from trainer.checkpoint.checkpoints import is_moment, read_contract, tensor_files
@@ -78,7 +78,7 @@ def open_head(directory: Path) -> Head:
     """Open a head. Raises InputError when it is none, its config is wrong or a file is unreadable."""
     files = find_files(directory)
     try:
-        config = config_from_dict(files.raw)
+        config = PEagleConfig.from_dict(files.raw)
     except InputError as error:
         raise InputError(f"{files.config_file}: {error}") from None
     rank = {name: i for i, name in enumerate(expected_shapes(config))}

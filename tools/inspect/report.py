@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from peagle_core.config import PEagleConfig
-from peagle_core.config_formats import DEFAULT_SPECULATIVE_TOKENS, config_from_dict
+from peagle_core.config_formats import DEFAULT_SPECULATIVE_TOKENS
 from peagle_core.errors import InputError
 from peagle_core.tensors import TensorCheck
 from tools.heads.head import (
@@ -88,7 +88,7 @@ def _config(files: HeadFiles, report: Report) -> tuple[PEagleConfig | None, set[
     guesses.append(({AUX, MASK}, guesses[1][1] | guesses[2][1]))
     for lacking, changes in guesses:
         try:
-            return config_from_dict(files.raw | changes), lacking
+            return PEagleConfig.from_dict(files.raw | changes), lacking
         except InputError as error:
             problem = f"{files.config_file}: {error}"
             if problem not in report.problems:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from peagle_core.atomic import new_directory
-from peagle_core.config_formats import config_from_dict
+from peagle_core.config import PEagleConfig
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 from trainer.checkpoint.contract import check_contract
@@ -115,7 +115,7 @@ def load_weights(path: Path, drafter: PEagleDrafter) -> None:
 
 def load_trained(path: Path) -> PEagleDrafter:
     """Load the drafter of a checkpoint, float32; also one with a hidden-state design that has no other file format."""
-    drafter = PEagleDrafter(config_from_dict(read_contract(path)["drafter"]))
+    drafter = PEagleDrafter(PEagleConfig.from_dict(read_contract(path)["drafter"]))
     load_weights(path, drafter)
     return drafter
 
