@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from peagle_core.config import PEagleConfig
+from peagle_core.draft_vocabulary import draft_vocab_ids
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 
@@ -127,7 +128,7 @@ class TensorCheck:
     def d2t_problem(self) -> str | None:
         if self.d2t is None:
             return None
-        ids = torch.arange(len(self.d2t)) + self.d2t.cpu()
+        ids = draft_vocab_ids(self.d2t.cpu())
         if self.same_vocabulary and self.d2t.any():
             return f"{self.where}: 'd2t' permutes a draft vocabulary that is as large as the target's"
         vocab = self.config.vocab_size

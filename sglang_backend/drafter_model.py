@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from peagle_core.checkpoint import collect_part, collect_tensors, is_complete
 from peagle_core.config import PEagleConfig
+from peagle_core.draft_vocabulary import draft_vocab_ids
 from peagle_core.tensors import SHARED
 from sglang_backend.draft_inputs import hidden_rows
 from sglang_backend.head_config import head_directory
@@ -189,7 +190,7 @@ class PEagleForCausalLM(nn.Module):
             tensors = {name: tensor for name, tensor in tensors.items() if name not in SHARED or name in self.own}
         d2t = tensors.pop("d2t", None)
         if d2t is not None:
-            target_ids = torch.arange(len(d2t)) + d2t.cpu()
+            target_ids = draft_vocab_ids(d2t.cpu())
             if self.hot_token_id is None:
                 self.hot_token_id = target_ids
             else:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from peagle_core.config import PEagleConfig
+from peagle_core.draft_vocabulary import offsets
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 from peagle_core.target import Ends, target_head
@@ -78,7 +79,7 @@ def new_drafter(
     with torch.no_grad():
         drafter.embed_tokens.weight.copy_(table)
         drafter.lm_head.weight.copy_(head[vocab.to(head.device)])
-        drafter.d2t = vocab - torch.arange(len(vocab))
+        drafter.d2t = offsets(vocab)
     freeze(drafter, config.drafter)
     return drafter.to(head.device)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from peagle_core.draft_vocabulary import draft_vocab_ids, membership
 from peagle_core.elements import Elements, supervised
 from peagle_core.loss import CHUNK_ROWS
 
@@ -34,11 +35,6 @@ class Batch:
         return torch.where(is_start, index, 0).cummax(0).values
 
 
-def draft_vocab_ids(d2t: Tensor) -> Tensor:
-    """int64[V_d]: the target id of each draft id. d2t: int64[V_d] offsets."""
-    return torch.arange(len(d2t), device=d2t.device) + d2t
-
-
 def draft_vocab_rows(target_head: Tensor, d2t: Tensor) -> Tensor:
     """[V_d, H_t]: the rows of the target's output head [V, H_t] that the draft vocabulary keeps."""
     return target_head if len(d2t) == len(target_head) else target_head[draft_vocab_ids(d2t)]
@@ -53,8 +49,7 @@ def charged_elements(elements: Elements, batch: Batch, target_head: Tensor, d2t:
     charged = supervised(elements, batch.loss_mask, batch.doc_ids)
     if len(d2t) == len(target_head):
         return charged
-    in_vocab = torch.zeros(len(target_head), dtype=torch.bool, device=d2t.device)
-    in_vocab[draft_vocab_ids(d2t)] = True
+    in_vocab = membership(draft_vocab_ids(d2t), len(target_head))
     slot, row_of = (elements.position[charged] + 1).unique(return_inverse=True)
     states = batch.final_hidden[slot].split(CHUNK_ROWS)
     top = torch.cat([(x @ target_head.to(x.dtype).T).argmax(-1) for x in states]) if len(slot) else slot

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from peagle_core.atomic import new_directory
+from peagle_core.draft_vocabulary import draft_vocab_ids, membership
 from peagle_core.errors import InputError
 from peagle_core.tensors import SHARED, TensorCheck, bare_name, is_finite
 from tools.convert.plan import SPECULATORS, Plan
@@ -163,9 +164,7 @@ def _same_bits(ours: Tensor, theirs: Tensor | None) -> bool:
 def _t2d(check: TensorCheck) -> Tensor:
     """bool[V]: which target tokens the draft vocabulary holds."""
     assert check.d2t is not None
-    t2d = torch.zeros(check.config.vocab_size, dtype=torch.bool)
-    t2d[torch.arange(len(check.d2t)) + check.d2t] = True
-    return t2d
+    return membership(draft_vocab_ids(check.d2t), check.config.vocab_size)
 
 
 def _check_t2d(file: Path, t2d: Tensor, check: TensorCheck) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from peagle_core.draft_vocabulary import membership, offsets
 from trainer.data.documents import Document
 
 
@@ -26,9 +27,7 @@ def most_frequent(counts: Tensor, draft_vocab_size: int) -> Tensor:
 def draft_map(counts: Tensor, draft_vocab_size: int) -> dict[str, Tensor]:
     """Return d2t int64[V_d]: target id minus draft id; t2d bool[V]: whether a target token can be drafted."""
     ids = most_frequent(counts, draft_vocab_size)
-    t2d = torch.zeros(len(counts), dtype=torch.bool)
-    t2d[ids] = True
-    return {"d2t": ids - torch.arange(len(ids)), "t2d": t2d}
+    return {"d2t": offsets(ids), "t2d": membership(ids, len(counts))}
 
 
 def coverage(counts: Tensor, sizes: Iterable[int]) -> dict[int, float]:

@@ -1,0 +1,23 @@
+"""The draft vocabulary: a selection of target ids. Checkpoints store it as d2t, the target id minus the draft id."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def draft_vocab_ids(d2t: Tensor) -> Tensor:
+    """Return the target id of each draft id, int64[V_d]. d2t: int64[V_d] offsets."""
+    return torch.arange(len(d2t), device=d2t.device) + d2t
+
+
+def offsets(ids: Tensor) -> Tensor:
+    """Return d2t, int64[V_d]: the inverse of `draft_vocab_ids`."""
+    return ids - torch.arange(len(ids), device=ids.device)
+
+
+def membership(ids: Tensor, vocab_size: int) -> Tensor:
+    """Return t2d, bool[V]: whether a target token can be drafted. ids: int64[V_d], target ids."""
+    t2d = torch.zeros(vocab_size, dtype=torch.bool, device=ids.device)
+    t2d[ids] = True
+    return t2d
