@@ -12,8 +12,14 @@ import functools
 from pathlib import Path
 
 from peagle_core.config import PEagleConfig
-from peagle_core.config_formats import flat_config_dict, load_config_dict, sglang_aux_layer_ids
+from peagle_core.config_formats import (
+    DEFAULT_SPECULATIVE_TOKENS,
+    flat_config_dict,
+    load_config_dict,
+    sglang_aux_layer_ids,
+)
 from peagle_core.errors import InputError, first_line
+from peagle_core.serve_command import sglang_arguments
 
 ARCHITECTURE = "PEagleForCausalLM"
 
@@ -38,10 +44,9 @@ def check_head(algorithm: str | None, head: str | None, *_: object, **__: object
     if algorithm is not None and algorithm.upper() == "PEAGLE" and head is not None:
         config = PEagleConfig.from_pretrained(head_directory(head))
         if config.autoregressive:
-            raise InputError(
-                f"{head}: is an EAGLE-3 head (parallel_drafting is false): serve it with "
-                "--speculative-algorithm EAGLE3 --speculative-eagle-topk 1"
-            )
+            tokens = config.num_depths or DEFAULT_SPECULATIVE_TOKENS
+            flags = " ".join(sglang_arguments(head, tokens, autoregressive=True))
+            raise InputError(f"{head}: is an EAGLE-3 head (parallel_drafting is false): serve it with {flags}")
 
 
 def load_nested_config(get_config, model: str, *args, **kwargs):

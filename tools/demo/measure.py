@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from peagle_core.serve_command import sglang_arguments
 from tools.demo.head import HEADS
 from tools.server import Server, ask_all, cpu_environment, serve
 
@@ -80,10 +81,7 @@ def drafting(directory: Path, algorithm: str, k: int) -> list[str]:
     """What SGLang is told of its drafter; the head lies in the demo's `directory`."""
     if algorithm == NONE:
         return []
-    arguments = ["--speculative-algorithm", algorithm, "--speculative-num-steps", str(k)]
-    if algorithm == EAGLE3:
-        arguments += ["--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", str(k + 1)]
-    return [*arguments, "--speculative-draft-model-path", str(directory / HEADS[algorithm.lower()])]
+    return sglang_arguments(str(directory / HEADS[algorithm.lower()]), k, autoregressive=algorithm == EAGLE3)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections import Counter
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from peagle_core.config import PEagleConfig
-from peagle_core.config_formats import DEFAULT_SPECULATIVE_TOKENS
+from peagle_core.config_formats import DEFAULT_SPECULATIVE_TOKENS, sglang_aux_layer_ids
 from peagle_core.errors import InputError
+from peagle_core.serve_command import sglang_command, vllm_command
 from peagle_core.tensors import TensorCheck
 from tools.heads.head import (
     SPECULATORS,
@@ -124,7 +124,7 @@ def _describe(report: Report, config: PEagleConfig, tensors: list[StoredTensor])
     ids = config.aux_layer_ids
     facts[AUX] = "not written: the target's default [2, n//2, n-3]"
     if ids is not None:
-        outputs = [i - 1 for i in ids]
+        outputs = sglang_aux_layer_ids(ids)
         facts[AUX] = f"{list(ids)} entering a layer (vLLM), {outputs} leaving a layer (SGLang)"
     facts[MASK] = (
         "none: an EAGLE-3 head, one draft after the other" if config.autoregressive else str(config.mask_token_id)
@@ -193,21 +193,14 @@ def _sglang(files: HeadFiles, config: PEagleConfig, target: str, tokens: int) ->
     unread = [name for name in NOT_IN_SGLANG_EAGLE3 if config.autoregressive and getattr(config, name)]
     if unread:
         return f"no: its EAGLE3 does not read {', '.join(unread)}"
-    command = ["python", "-m", "sglang.launch_server", "--model-path", target, "--speculative-algorithm"]
-    command += ["EAGLE3" if config.autoregressive else "PEAGLE", "--speculative-draft-model-path", str(files.directory)]
-    command += ["--speculative-num-steps", str(tokens)]
-    if config.autoregressive:
-        command += ["--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", str(tokens + 1)]
-    return shlex.join(command)
+    return shlex.join(sglang_command(target, str(files.directory), tokens, config.autoregressive))
 
 
 def _vllm(files: HeadFiles, config: PEagleConfig, tensors: list[StoredTensor], target: str, tokens: int) -> str:
     obstacles = list(_vllm_obstacles(files, config, tensors))
     if obstacles:
         return _convert_first(files, obstacles, "vllm")
-    speculative = {"method": "eagle3", "model": str(files.directory), "num_speculative_tokens": tokens,
-                   "parallel_drafting": not config.autoregressive}  # fmt: skip
-    return shlex.join(["vllm", "serve", target, "--speculative-config", json.dumps(speculative)])
+    return shlex.join(vllm_command(target, str(files.directory), tokens, config.autoregressive))
 
 
 def _convert_first(files: HeadFiles, obstacles: list[str], to: str) -> str:

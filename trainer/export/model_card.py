@@ -5,12 +5,14 @@ It says what the head is, how to serve it, what it was trained on and how good i
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from importlib import resources
 from string import Template
 from typing import Any
 
 from peagle_core.config import PEagleConfig
+from peagle_core.serve_command import sglang_command, vllm_command
 from trainer.config import RunConfig
 
 PEAGLE = {
@@ -34,37 +36,16 @@ def model_card(
 ) -> str:
     """Fill in model_card.md. data, metrics: the records of data.json and metrics.json, None where the run has none."""
     template = Template(resources.files(__package__).joinpath("model_card.md").read_text())
+    serving = config.target, "THIS_DIRECTORY", drafter.num_depths or 1, drafter.autoregressive
     return template.substitute(
         EAGLE3 if drafter.autoregressive else PEAGLE,
         target=config.target,
         num_drafts=drafter.num_depths,
-        sglang_command=_sglang_command(config.target, drafter),
-        vllm_command=_vllm_command(config.target, drafter),
+        sglang_command=shlex.join(sglang_command(*serving)),
+        vllm_command=shlex.join(vllm_command(*serving)),
         drafter=_drafter(config, drafter, step),
         data=_data(data),
         results=_results(metrics),
-    )
-
-
-def _sglang_command(target: str, drafter: PEagleConfig) -> str:
-    k = drafter.num_depths or 1
-    chain = (
-        f" \\\n        --speculative-eagle-topk 1 --speculative-num-draft-tokens {k + 1}"
-        if drafter.autoregressive
-        else ""
-    )
-    return (
-        f"python -m sglang.launch_server --model-path {target} "
-        f"--speculative-algorithm {'EAGLE3' if drafter.autoregressive else 'PEAGLE'} \\\n"
-        f"        --speculative-draft-model-path THIS_DIRECTORY --speculative-num-steps {k}{chain}"
-    )
-
-
-def _vllm_command(target: str, drafter: PEagleConfig) -> str:
-    return (
-        f'vllm serve {target} --speculative-config \'{{"method": "eagle3", "model": "THIS_DIRECTORY", '
-        f'"num_speculative_tokens": {drafter.num_depths or 1}, '
-        f'"parallel_drafting": {str(not drafter.autoregressive).lower()}}}\''
     )
 
 

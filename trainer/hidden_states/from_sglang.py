@@ -19,6 +19,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from peagle_core.config import default_aux_layer_ids
+from peagle_core.config_formats import sglang_aux_layer_ids
 from peagle_core.errors import InputError, one_line
 from peagle_core.training import Batch
 from trainer.data.packing import PackedRow
@@ -128,7 +129,7 @@ class SGLangStates(StateSource):
 
 def launch_line(target: str, aux_layer_ids: tuple[int, ...]) -> str:
     """Return the command of a server that captures what is wanted. SGLang counts layers by their output, one less."""
-    layers = " ".join(str(k - 1) for k in aux_layer_ids)
+    layers = " ".join(map(str, sglang_aux_layer_ids(aux_layer_ids)))
     return (
         f"PEAGLE_STATES_DIR=/dev/shm/states python -m sglang.launch_server --model-path {target} --disable-radix-cache "
         f"--enable-return-aux-hidden-states --speculative-algorithm EAGLE3 --return-aux-hidden-state-layer-ids {layers}"
