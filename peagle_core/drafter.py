@@ -42,13 +42,12 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(in_size, kv_size, bias=config.attention_bias)
         self.v_proj = nn.Linear(in_size, kv_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(q_size, config.hidden_size, bias=config.attention_bias)
-        if config.qk_norm:
-            self.q_norm = nn.RMSNorm(config.head_dim, config.rms_norm_eps)
-            self.k_norm = nn.RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.q_norm = nn.RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor]) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if hasattr(self, "q_norm"):
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
         return self.o_proj(attend(q, k, v).flatten(-2))
@@ -75,12 +74,11 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
         self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        if fused:
-            self.hidden_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.hidden_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps) if fused else None
 
     def forward(self, embed: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor]) -> Tensor:
         residual = hidden
-        if hasattr(self, "hidden_norm"):
+        if self.hidden_norm is not None:
             normed = self.hidden_norm(hidden)
             x = torch.cat([self.input_layernorm(embed), normed], dim=-1)
             residual = normed if self.norm_residual else hidden
@@ -104,10 +102,9 @@ class PEagleDrafter(nn.Module):
         self.config = config
         eps = config.rms_norm_eps
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        if config.norm_before_fc:
-            self.input_norm = nn.RMSNorm(config.fused_size, eps)
-        if config.fc_norm:
-            self.fc_norm = nn.ModuleList(nn.RMSNorm(config.target_hidden_size, eps) for _ in range(3))
+        self.input_norm = nn.RMSNorm(config.fused_size, eps) if config.norm_before_fc else None
+        norms = [nn.RMSNorm(config.target_hidden_size, eps) for _ in range(3)] if config.fc_norm else None
+        self.fc_norm = None if norms is None else nn.ModuleList(norms)
         self.fc = nn.Linear(config.fused_size, config.hidden_size, bias=False)
         self.mask_hidden = None if config.autoregressive else nn.Parameter(torch.randn(1, 1, config.fused_size))
         self.layers = nn.ModuleList(Layer(config, fused=i == 0) for i in range(config.num_hidden_layers))
@@ -120,9 +117,9 @@ class PEagleDrafter(nn.Module):
 
     def fuse(self, aux: Tensor) -> Tensor:
         """[..., 3H_t] concatenated aux target states (or mask_hidden) -> [..., H]."""
-        if hasattr(self, "input_norm"):
+        if self.input_norm is not None:
             aux = self.input_norm(aux)
-        if hasattr(self, "fc_norm"):
+        if self.fc_norm is not None:
             parts = aux.chunk(3, dim=-1)
             aux = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
         return self.fc(aux)

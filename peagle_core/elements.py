@@ -2,7 +2,7 @@
 
 A document x_0..x_{n-1} has slots 0..n-2: slot i holds input token x_{i+1} and target state g_i, has RoPE position i
 and predicts x_{i+2} (the EAGLE-3 shift). Element (a, d) is drafted at position a + d, d rows after its anchor, and
-predicts x_{a+d+2}. Everything else about an element follows from the pair (design section 2).
+predicts x_{a+d+2}. Everything else about an element follows from the pair (docs/elements.md).
 """
 
 from __future__ import annotations

@@ -54,26 +54,3 @@ def assign_segments(elements: Elements, length: int, num_segments: int, balanced
         return _bucket(elements) * num_segments // max(length, 1)
     bounds = balanced_bounds(elements, length, num_segments).to(elements.anchor.device)
     return torch.searchsorted(bounds[1:-1].contiguous(), _bucket(elements), right=True)
-
-
-def assign_by_phases(elements: Elements, bounds: Tensor) -> Tensor:
-    """int64[N]: phases 1 and 2 of Algorithm 1 as printed: the reference for `assign_segments`.
-
-    Depths 0 and 1 go by index, a deeper element to the segment of its parent, position p-1 at depth d-1. bounds:
-    int64[S+1]. Raises KeyError where a parent is missing.
-    """
-    num_segments = len(bounds) - 1
-    segment: dict[tuple[int, int], int] = {}  # by (depth, position)
-    rows = sorted(zip(elements.depth.tolist(), elements.position.tolist(), strict=True))
-    for depth, position in rows:
-        if depth <= 1:
-            segment[depth, position] = max(s for s in range(num_segments) if bounds[s] <= position)
-        else:
-            segment[depth, position] = segment[depth - 1, position - 1]
-    table = zip(elements.depth.tolist(), elements.position.tolist(), strict=True)
-    return torch.tensor([segment[row] for row in table], dtype=torch.int64)
-
-
-def visible_context(positions: Tensor, bounds: Tensor) -> list[Tensor]:
-    """Phase 3 of Algorithm 1: for every segment s the depth-0 positions before B_{s+1}. positions: int64[C]."""
-    return [positions[positions < end] for end in bounds[1:]]

@@ -67,13 +67,12 @@ class Attention(nn.Module):
             heads, self.head_dim, self.head_dim**-0.5, num_kv_heads=kv_heads, layer_id=layer_id,
             prefix=add_prefix("attn", prefix),
         )  # fmt: skip
-        if config.qk_norm:
-            self.q_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps)
-            self.k_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.q_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None
 
     def forward(self, positions: Tensor, x: Tensor, forward_batch) -> Tensor:
         q, k, v = self.qkv_proj(x)[0].split(self.sizes, dim=-1)
-        if hasattr(self, "q_norm"):
+        if self.q_norm is not None and self.k_norm is not None:
             q = self.q_norm(q.reshape(-1, self.head_dim)).view(q.shape)
             k = self.k_norm(k.reshape(-1, self.head_dim)).view(k.shape)
         q, k = self.rotary_emb(positions, q, k)
@@ -115,10 +114,9 @@ class PEagleModel(nn.Module):
         self.embed_tokens = VocabParallelEmbedding(
             config.vocab_size, config.hidden_size, prefix=add_prefix("embed_tokens", prefix)
         )
-        if config.norm_before_fc:
-            self.input_norm = RMSNorm(config.fused_size, eps=eps)
-        if config.fc_norm:
-            self.fc_norm = nn.ModuleList(RMSNorm(config.target_hidden_size, eps=eps) for _ in range(3))
+        self.input_norm = RMSNorm(config.fused_size, eps=eps) if config.norm_before_fc else None
+        norms = [RMSNorm(config.target_hidden_size, eps=eps) for _ in range(3)] if config.fc_norm else None
+        self.fc_norm = None if norms is None else nn.ModuleList(norms)
         self.fc = nn.Linear(config.fused_size, config.hidden_size, bias=False)
         self.mask_hidden = nn.Parameter(torch.zeros(1, 1, config.fused_size), requires_grad=False)
         self.register_buffer("mask_fused", torch.zeros(1, config.hidden_size), persistent=False)
@@ -129,9 +127,9 @@ class PEagleModel(nn.Module):
 
     def fuse(self, aux: Tensor) -> Tensor:
         """[rows, 3H_t] -> [rows, H]."""
-        if hasattr(self, "input_norm"):
+        if self.input_norm is not None:
             aux = self.input_norm(aux.contiguous())
-        if hasattr(self, "fc_norm"):
+        if self.fc_norm is not None:
             parts = aux.chunk(3, dim=-1)
             aux = torch.cat([norm(x.contiguous()) for norm, x in zip(self.fc_norm, parts, strict=True)], dim=-1)
         return self.fc(aux)

@@ -1,7 +1,7 @@
 """Attention of the next row of many chains: context keys up to the anchor, then the chain's own rows so far.
 
-What drafting in turn (EAGLE-3) needs: depth by depth each chain has one row, whose own keys, at depths 1 to d, come
-from d passes. The same mask rule as in one pass over all depths, at N x S scores for N chains.
+What autoregressive drafting (EAGLE-3) needs: depth by depth each chain has one row, whose own keys, at depths 1 to d,
+come from d passes. The same mask rule as in one pass over all depths, at N x S scores for N chains.
 """
 
 from __future__ import annotations

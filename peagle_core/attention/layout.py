@@ -1,7 +1,7 @@
 """Which keys each row sees, as two ranges: the mask rule in the form that fast backends compute with.
 
 In anchor-major order row i sees the depth-0 keys ("context") first[i]..last[i]-1, and of its own chain the own[i] rows
-that end with itself: i-own[i]+1..i. Keys at depth >= 1 are never seen from another chain (design section 2, fact 1),
+that end with itself: i-own[i]+1..i. Keys at depth >= 1 are never seen from another chain (docs/training_at_scale.md),
 so N x S scores suffice and no N x N mask exists.
 """
 

@@ -1,4 +1,4 @@
-"""The two rules of the design as plain loops, written from their sentences: what is supervised, and who sees whom."""
+"""The two rules of docs/elements.md as plain loops: what is supervised, and who sees whom."""
 
 from __future__ import annotations
 

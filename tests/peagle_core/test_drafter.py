@@ -28,7 +28,7 @@ def numpy_weights(drafter: PEagleDrafter) -> dict[str, np.ndarray]:
 
 
 def rows_of(elements: Elements, batch: Batch) -> list[Row]:
-    """What each element reads, from the design's table: x_{a+1}, g_a at depth 0, the mask at any other depth."""
+    """What each element reads, by docs/elements.md: x_{a+1}, g_a at depth 0, the mask at any other depth."""
     starts = {doc: batch.doc_ids.tolist().index(doc) for doc in batch.doc_ids.tolist()}
     rows: list[Row] = []
     for a, d in zip(elements.anchor.tolist(), elements.depth.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""Elements, slots and the supervised rule, against a twin written from the sentence in the design."""
+"""Elements, slots and the supervised rule, against plain loops written from the sentence in docs/elements.md."""
 
 from __future__ import annotations
 

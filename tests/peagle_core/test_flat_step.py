@@ -28,7 +28,7 @@ def target_ids(config: PEagleConfig, d2t: Tensor) -> list[int]:
 def reference_loss(
     drafter: PEagleDrafter, batch: Batch, elements: Elements, head: Tensor, loss: str, weights: list[float]
 ) -> tuple[Tensor, int]:
-    """The design's sentences one element at a time: full logits, torch's own loss functions, label head(y_{a+d+1})."""
+    """docs/elements.md one element at a time: full logits, torch's own loss functions, label head(y_{a+d+1})."""
     ids = target_ids(drafter.config, drafter.d2t)
     elements = elements.order("anchor")
     logits = drafter.logits(forward_elements(drafter, batch, elements, "dense"))

@@ -11,13 +11,8 @@ from layouts import streams
 from peagle_core.cod import sample_elements
 from peagle_core.elements import Elements
 from peagle_core.errors import InputError
-from peagle_core.partition import (
-    assign_by_phases,
-    assign_segments,
-    balanced_bounds,
-    segment_bounds,
-    visible_context,
-)
+from peagle_core.paper.algorithm1 import assign_by_phases, visible_context
+from peagle_core.partition import assign_segments, balanced_bounds, segment_bounds
 
 # Figure 4 of the paper: positions kept at depths 0..3 of a sequence of 16, r = 0.7.
 FIGURE_4 = [

@@ -1,4 +1,4 @@
-"""Parity (design section 9.4): what the server drafted is what the reference loop and the training pass compute."""
+"""Parity: what the server drafted is what the reference loop and the training pass compute."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "stream, frozen": ("optim.rows_per_step=3", "mode=stream", "chunk_rows=7", *FROZEN),
     "small vocabulary": ("optim.rows_per_step=3", "drafter.draft_vocab_size=60"),
     "dropout": ("optim.rows_per_step=3", "drafter.hidden_state_design=regularised_ntp"),
-    "in turn": ("optim.rows_per_step=3", "algorithm=eagle3", "mode=stream", "chunk_rows=7"),
+    "eagle3": ("optim.rows_per_step=3", "algorithm=eagle3", "mode=stream", "chunk_rows=7"),
     "weights": ("optim.rows_per_step=3", "loss.depth_weights=[1.0,0.5,0.25]"),
 }
 

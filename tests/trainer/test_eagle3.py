@@ -84,7 +84,7 @@ def test_all_misfits_are_named_at_once(options):
         load_config(None, [*options, "drafter.retention=0.8", "drafter.mask_token_id=4", "mode=partition"])
 
 
-def test_a_run_leaves_a_head_without_mask_measured_in_turn(finished):
+def test_a_run_leaves_a_head_without_mask_measured_autoregressively(finished):
     stored = load_file(finished.output / "head" / "model.safetensors")
     assert "mask_hidden" not in stored
     inputs = load_inputs(finished)

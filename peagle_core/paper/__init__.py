@@ -1,0 +1,1 @@
+"""What only the comparison with the paper needs; nothing that trains or serves imports it."""
