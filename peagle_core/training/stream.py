@@ -2,9 +2,9 @@
 
 Two consequences of the mask rule make it exact (docs/training_at_scale.md): the depth-0 path is a causal pass of its
 own that knows nothing of the chains, and chains of different anchors are independent once its keys and values are
-given. So the depth-0 pass is cut off at leaves - every layer's keys and values, its outputs, the mask row. Each chunk runs forward
-and backward at once and adds to the leaves' gradients; one last backward carries those through depth 0. Nothing is
-computed twice, and memory is S rows plus one chunk, whatever the number of depths.
+given. So the depth-0 pass is cut off at leaves - every layer's keys and values, its outputs, the mask row. Each chunk
+runs forward and backward at once and adds to the leaves' gradients; one last backward carries those through depth 0.
+Nothing is computed twice, and memory is S rows plus one chunk, whatever the number of depths.
 """
 
 from __future__ import annotations
