@@ -94,7 +94,8 @@ def test_empty_and_shortest_streams(backend, documents):
     assert torch.isfinite(output).all()
 
 
-def test_an_unknown_backend_is_refused():
+def test_an_unknown_backend_is_refused_and_an_old_name_known():
     _, doc_ids = stream("AA")
+    assert isinstance(make_attention(chains(doc_ids, [1]), doc_ids, "sdpa"), TorchAttention)
     with pytest.raises(InputError, match=r"unknown attention backend 'flex'.*dense, torch"):
         make_attention(chains(doc_ids, [1]), doc_ids, "flex")

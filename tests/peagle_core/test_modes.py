@@ -12,7 +12,7 @@ from tiny import random_batch, tiny_config, tiny_drafter
 
 from peagle_core.cod import sample_elements
 from peagle_core.errors import InputError
-from peagle_core.training import charged_elements, loss_and_backward
+from peagle_core.training import StepOptions, charged_elements, loss_and_backward
 
 modes = st.one_of(
     st.fixed_dictionaries({"mode": st.just("partition"), "num_segments": st.integers(1, 7), "balanced": st.booleans()}),
@@ -148,3 +148,20 @@ def test_bad_choices_are_refused(options, message):
     batch, head = random_batch(config, *packed)
     with pytest.raises(InputError, match=message):
         loss_and_backward(tiny_drafter(config), batch, sample_elements(*packed, 3, 1.0), target_head=head, **options)
+
+
+def test_options_and_keywords_say_the_same():
+    config = tiny_config(**SMALL)
+    drafter, packed = tiny_drafter(config), stream("uAAAAAAAA", "AAA")
+    batch, head = random_batch(config, *packed)
+    elements = sample_elements(*packed, 3, 1.0)
+    weights = torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64)
+    plain = step(drafter, batch, elements, target_head=head)
+    expected = step(drafter, batch, elements, target_head=head, mode="stream", loss="ce", depth_weights=weights)
+    assert plain[0] != expected[0]
+    options = StepOptions(mode="stream", loss="ce", depth_weights=(1.0, 0.5, 0.25))
+    assert_same(step(drafter, batch, elements, target_head=head, options=options), expected, 0.0)
+    both = step(drafter, batch, elements, target_head=head, options=options, mode="flat", loss="kl", depth_weights=None)
+    assert_same(both, plain, 0.0)
+    with pytest.raises(TypeError, match="memory"):
+        loss_and_backward(drafter, batch, elements, target_head=head, memory=1)

@@ -103,3 +103,9 @@ def test_a_file_that_is_no_mapping_is_refused(base, tmp_path, content):
         load_config(path, base)
     with pytest.raises(ConfigError, match=r"gone\.yaml"):
         load_config(tmp_path / "gone.yaml", base)
+
+
+def test_attention_sdpa_is_the_old_name_of_torch(base):
+    config = load_config(None, [*base, "attention=sdpa", "mode=flat"])
+    assert (config.attention, config.step_options().attention) == ("torch", "torch")
+    assert config == load_config(None, [*base, "attention=torch", "mode=flat"])
