@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tiny_run import signal_after_step
 
 from peagle_core.checkpoint import load_drafter
+from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
 from peagle_core.generate import speculate
 from peagle_core.training import loss_and_backward
@@ -24,7 +25,6 @@ from trainer.export.export import run_export
 from trainer.inputs import load_inputs
 from trainer.new_drafter import new_drafter
 from trainer.sampler import RowSampler, total_steps
-from trainer.sizing.choose import settle
 from trainer.train import loop
 from trainer.train.assemble import open_run
 from trainer.train.loop import make_work, train_step
@@ -331,17 +331,16 @@ def test_every_mode_takes_the_same_step(run_config, changes):
     assert steps[0] == pytest.approx(steps[1], rel=1e-4)
 
 
-def test_a_memory_budget_is_settled_once_for_all_rows(run_config):
-    config = changed(run_config, mode="stream", memory_budget_gib=0.05)
-    state, rows, states, _ = build(config)
+def test_a_memory_budget_is_settled_once_for_all_rows(run_config, monkeypatch):
     passes: list[int] = []
-    state.drafter.register_forward_hook(lambda _, inputs, __: passes.append(len(inputs[0])))
-    settled = settle(config, state.drafter, 0)
+    forward = PEagleDrafter.forward
+    monkeypatch.setattr(PEagleDrafter, "forward", lambda *inputs: passes.append(1) or forward(*inputs))
+    run = open_run(changed(run_config, mode="stream", memory_budget_gib=0.05))
     assert passes, "the drafter was probed"
-    assert settled.memory_budget_gib is None
-    assert settled.chunk_rows > max(len(row.input_ids) for row in rows) * config.drafter.num_depths
+    assert run.config.memory_budget_gib is None
+    assert run.config.chunk_rows > max(len(row.input_ids) for row in run.rows) * run_config.drafter.num_depths
     passes.clear()
-    losses = [train_step(settled, state, rows, states)[0].loss for _ in range(3)]
-    assert len(passes) == 3 * 2 * config.optim.rows_per_step, "depth 0 and one chunk of each row, no probe"
-    state, rows, states, _ = build(run_config)
-    assert losses == pytest.approx([train_step(run_config, state, rows, states)[0].loss for _ in range(3)], rel=1e-4)
+    losses = [train_step(run)[0].loss for _ in range(3)]
+    assert len(passes) == 3 * 2 * run_config.optim.rows_per_step, "depth 0 and one chunk of each row, no probe"
+    run = open_run(run_config)
+    assert losses == pytest.approx([train_step(run)[0].loss for _ in range(3)], rel=1e-4)

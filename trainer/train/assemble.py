@@ -19,8 +19,7 @@ from trainer.new_drafter import new_drafter
 from trainer.parallel import processes
 from trainer.parallel.drafter_weights import make_weights
 from trainer.sampler import RowSampler, total_steps
-from trainer.sizing.choose import settle
-from trainer.sizing.parallel import settle_parallel
+from trainer.sizing.choose import settle, settle_parallel
 from trainer.target.load import weight_bytes
 from trainer.train.optimizer import make_optimizers, make_schedulers
 
