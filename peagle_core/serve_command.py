@@ -15,9 +15,10 @@ def sglang_arguments(head: str, num_draft_tokens: int, autoregressive: bool) -> 
     head: directory or name on the hub; num_draft_tokens: K; autoregressive: an EAGLE-3 head.
     """
     arguments = ["--speculative-algorithm", "EAGLE3" if autoregressive else "PEAGLE"]
+    arguments += ["--speculative-draft-model-path", head, "--speculative-num-steps", str(num_draft_tokens)]
     if autoregressive:
         arguments += ["--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", str(num_draft_tokens + 1)]
-    return [*arguments, "--speculative-draft-model-path", head, "--speculative-num-steps", str(num_draft_tokens)]
+    return arguments
 
 
 def sglang_command(target: str, head: str, num_draft_tokens: int, autoregressive: bool) -> list[str]:

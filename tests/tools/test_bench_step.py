@@ -40,14 +40,14 @@ def test_every_way_has_the_gradients_of_float32(target, options, bound, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code", "message"),
     [
-        (["--lengths", "ten"], "numbers, comma separated"),
-        (["--lengths", "2"], "at least 4"),
-        (["--rounds", "0"], "at least 1"),
-        (["optim.lrr=1"], "lrr"),
+        (["--lengths", "ten"], 1, "numbers, comma separated"),
+        (["--lengths", "2"], 1, "at least 4"),
+        (["--rounds", "0"], 1, "at least 1"),
+        (["optim.lrr=1"], 2, "lrr"),
     ],
 )
-def test_bad_arguments(target, arguments, message, capsys):
-    assert main(["step", target, *arguments]) == 1
+def test_bad_arguments(target, arguments, code, message, capsys):
+    assert main(["step", target, *arguments]) == code
     assert message in capsys.readouterr().err

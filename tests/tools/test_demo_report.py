@@ -32,8 +32,9 @@ def made_up_runs() -> list[dict]:
 
 def test_each_server_is_told_its_head():
     eagle3, peagle = (drafting(Path("d"), algorithm, 5) for algorithm in ("EAGLE3", "PEAGLE"))
-    assert eagle3[-1] == "d/eagle3-head"
-    assert peagle[-1] == "d/head"
+    head = "--speculative-draft-model-path"
+    assert eagle3[eagle3.index(head) + 1] == "d/eagle3-head"
+    assert peagle[peagle.index(head) + 1] == "d/head"
     assert eagle3[eagle3.index("--speculative-num-draft-tokens") + 1] == "6"
     assert drafting(Path("d"), "none", 5) == []
 

@@ -21,14 +21,14 @@ SEEDS = 3
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     # Imported late, for torch takes seconds to load and --help should not.
     from tools.ablations.contrasts import configurations
 
     known = configurations()
     if unknown := [name for name in options.only if name not in known]:
-        print(f"error: no ablation {unknown[0]!r}; there are {', '.join(known)}", file=sys.stderr)
-        return 2
+        parser.error(f"no ablation {unknown[0]!r}; there are {', '.join(known)}")
     names = [name for name in known if name in options.only] if options.only else known
     interrupted = "interrupted: the same command continues with what is not finished"
     return run_command(lambda: _run(options, names, known), interrupted)
