@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import time
+from string import ascii_lowercase
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from trainer.config import load_config
 from trainer.errors import ConfigError
 from trainer.inputs import load_inputs
 from trainer.target.mask_token import check_mask_token_id, choose_mask_token
+from trainer.train.assemble import open_run
+from trainer.train.loop import train_step
 
 
 def chosen(tokenizer, vocab_size=None, occurs=()):
@@ -101,3 +105,30 @@ def test_a_vocabulary_of_150_thousand_takes_no_time():
     with pytest.raises(ConfigError, match="no token id is free"):
         chosen(full, occurs=range(150_000))
     assert time.monotonic() - start < 20
+
+
+@pytest.mark.slow
+def test_from_the_command_to_the_first_step_takes_a_minute_at_most(tmp_path):
+    """7,500 chats and a vocabulary of 150 thousand, all of it in use."""
+    tokenizer = large_tokenizer(150_000)
+    sizes = {"vocab_size": 150_000, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    tiny_target(**sizes).float().save_pretrained(tmp_path / "target")
+    tokenizer.save_pretrained(tmp_path / "target")
+    draw = random.Random(0)
+
+    def text(words):
+        return " ".join("".join(draw.choices(ascii_lowercase, k=5)) for _ in range(words))
+
+    with (tmp_path / "train.jsonl").open("w") as file:
+        for _ in range(7500):
+            messages = [{"role": "user", "content": text(20)}, {"role": "assistant", "content": text(30)}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    options = run_options(tmp_path / "target", tmp_path / "train.jsonl", tmp_path / "run")
+    config = load_config(
+        None, [*options, "data.max_length=256", "data.row_length=256", "drafter.draft_vocab_size=4096"]
+    )
+    start = time.process_time()  # of all threads: other tests may be using the other core
+    run = open_run(config)
+    train_step(run)
+    assert run.state.step == 1
+    assert time.process_time() - start < 60

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from peagle_core.errors import InputError
 from trainer.data.chat import CUT, chat_spans, sharegpt_messages, tokenize_spans
-from trainer.data.sources import Part, Record, read
+from trainer.data.sources import Part, Record, count_records, read
 
 # Fewer tokens hold no supervised element: the first one is x_{a+1}, x_{a+2} for some a >= 0.
 MIN_TOKENS = 3
+SECONDS_WITHOUT_A_BAR = 5
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,15 @@ def read_documents(
     """
     documents, report = [], ReadReport()
     for source in sources:
-        for record in read(Part(source)):
+        records = tqdm(
+            read(Part(source)),
+            desc=f"read {Path(source).name}",
+            total=count_records(source),
+            unit="record",
+            delay=SECONDS_WITHOUT_A_BAR,
+            dynamic_ncols=True,
+        )
+        for record in records:
             documents += useful_documents(record, tokenizer, vocab_size, max_length, report)
     if not documents:
         raise nothing_supervised(sources)

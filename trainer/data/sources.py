@@ -59,6 +59,19 @@ def survey(source: str, records_per_part: int) -> Survey:
     return Survey(parts, digest)
 
 
+def count_records(source: str) -> int | None:
+    """Return how many records `read` will give at most, for a progress bar; None where the source cannot be read."""
+    if is_dataset(source):
+        return len(_dataset(source))
+    if Path(source).suffix == ".txt":
+        return 1
+    try:
+        with Path(source).open("rb") as file:
+            return sum(1 for _ in file)
+    except OSError:
+        return None
+
+
 def read(part: Part) -> Iterator[Record]:
     """Yield every record of the part with its place. Raises InputError naming the place of what cannot be decoded."""
     if is_dataset(part.source):

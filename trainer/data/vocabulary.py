@@ -13,10 +13,8 @@ from trainer.data.documents import Document
 
 def count_generated(documents: Iterable[Document], vocab_size: int) -> Tensor:
     """Count how often the target generated each token: int64[V]."""
-    counts = torch.zeros(vocab_size, dtype=torch.int64)
-    for document in documents:
-        counts += torch.bincount(document.input_ids[document.loss_mask], minlength=vocab_size)
-    return counts
+    generated = [document.input_ids[document.loss_mask] for document in documents]
+    return torch.bincount(torch.cat([torch.zeros(0, dtype=torch.int64), *generated]), minlength=vocab_size)
 
 
 def most_frequent(counts: Tensor, draft_vocab_size: int) -> Tensor:
