@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,20 @@ def serve(target: Path, log: Path, *arguments: str, **extra_environment: str) ->
 def generate_to_the_limit(server: Server, prompt: list[int]) -> list[int]:
     """As much as the context has room for, which is what a chat without `max_tokens` asks for -> the tokens."""
     return server.generate(prompt, None)["output_ids"]
+
+
+def settled(server: Server) -> Server:
+    """Wait until the scheduler is idle and has looked for lost KV slots (a loss would end it); return the server.
+
+    A request that has been answered can be part of one more pass of the scheduler, and flushing would hide a loss.
+    """
+    deadline = time.monotonic() + 60
+    while True:
+        for _ in range(5):  # each is answered in a pass of its own, and an idle pass ends with SGLang's check
+            server.counters()
+        if server.http.post("/flush_cache").status_code == 200:
+            return server
+        assert time.monotonic() < deadline, "the scheduler is still busy"
 
 
 def plugin_path(root: Path, module: str) -> str:

@@ -17,7 +17,7 @@ from byte_models import CONTEXT
 from no_host_sync import HostSync, NoHostSync
 from prompts import LENGTH, TRAINED, mixed_prompts
 from safetensors.torch import load_file, save_file
-from servers import peagle, plugin_path, serve, write_config
+from servers import peagle, plugin_path, serve, settled, write_config
 
 from tools.server import ask_all
 
@@ -41,15 +41,6 @@ def steps_since(server, number: int) -> list[dict]:
 
 def update(server, directory: Path, **options) -> dict:
     return server.http.post("/update_weights_from_disk", json={"model_path": str(directory), **options}).json()
-
-
-def settled(server):
-    """The server, once it is idle: a request that has been answered can be part of one more pass of the scheduler."""
-    deadline = time.monotonic() + 30
-    while server.http.post("/flush_cache").status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return server
 
 
 def accept_length(server, expected) -> float:

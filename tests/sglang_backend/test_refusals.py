@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,35 +77,38 @@ def test_the_launcher_ends_with_one_sentence(models, tmp_path):
     assert "Traceback" not in said
 
 
-def test_every_refusal_says_why(models, tmp_path):
+def test_every_refusal_says_why(models, tmp_path, subtests):
+    """All command lines in one process: importing SGLang takes far longer than all of its checks."""
     target = models / "target"
-    lines, sentences = [], []
+    lines, sentences = {}, {}
 
-    def expect(sentence: str, target_dir, *arguments: str) -> None:
-        lines.append(["--model-path", str(target_dir), "--dtype", "float32", *arguments])
-        sentences.append(sentence)
+    def expect(case: str, sentence: str, target_dir: Path, *arguments: str) -> None:
+        assert case not in lines
+        lines[case] = ["--model-path", str(target_dir), "--dtype", "float32", *arguments]
+        sentences[case] = sentence
 
     for case, (break_it, sentence) in CASES.items():
         head = tmp_path / case
         shutil.copytree(models / "random", head)
         break_it(head)
-        expect(sentence, target, *peagle(head))
-    for arguments, sentence in ARGUMENTS.values():
-        expect(sentence, target, *peagle(models / "random"), *arguments)
+        expect(case, sentence, target, *peagle(head))
+    for case, (arguments, sentence) in ARGUMENTS.items():
+        expect(case, sentence, target, *peagle(models / "random"), *arguments)
     save_random_head(tmp_path / "wide", target_hidden_size=96)
-    expect("hidden size 96", target, *peagle(tmp_path / "wide"))
+    expect("a wider target's head", "hidden size 96", target, *peagle(tmp_path / "wide"))
     save_target(tmp_path / "shallow", num_layers=6)
-    expect("6 layers", tmp_path / "shallow", *peagle(models / "random"))
+    expect("a shallow target", "6 layers", tmp_path / "shallow", *peagle(models / "random"))
     table = tmp_path / "table.json"
     table.write_text('{"1": {"candidate_steps": [3]}}')
-    adaptive = ["--speculative-adaptive", "--speculative-adaptive-config", str(table)]
-    expect("drop --speculative-adaptive", target, *peagle(models / "random", 3), *adaptive, *ADAPTERS)
-    expect("no such", target, *peagle(tmp_path / "nowhere"))
-    expect("--speculative-draft-model-path", target, "--speculative-algorithm", "PEAGLE")
+    adaptive = ["--speculative-adaptive", "--speculative-adaptive-config", str(table), *ADAPTERS]
+    expect("adaptive with LoRA", "drop --speculative-adaptive", target, *peagle(models / "random", 3), *adaptive)
+    expect("no head there", "no such", target, *peagle(tmp_path / "nowhere"))
+    expect("no head named", "--speculative-draft-model-path", target, "--speculative-algorithm", "PEAGLE")
     eagle3 = ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(models / "random")]
     tree = ["--speculative-num-steps", "3", "--speculative-eagle-topk", "2", "--speculative-num-draft-tokens", "4"]
-    expect("chains, not trees", target, *eagle3, *tree)
-    expect("chains, not trees", target, *eagle3)
-    for said, sentence in zip(refusals(lines), sentences, strict=True):
-        assert said is not None and sentence in said, (said, sentence)
-        assert "\n" not in said
+    expect("EAGLE3 with a tree", "chains, not trees", target, *eagle3, *tree)
+    expect("EAGLE3 by default", "chains, not trees", target, *eagle3)
+    for case, said in zip(lines, refusals(list(lines.values())), strict=True):
+        with subtests.test(case):
+            assert said is not None and sentences[case] in said
+            assert "\n" not in said

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 from prompts import LENGTH, TRAINED, mixed_prompts
+from servers import settled
 
-from tools.server import ask_all
+from tools.server import Server, ask_all
 
 pytestmark = pytest.mark.slow
 LONG = 400  # tokens: long enough that an order arrives in the middle
@@ -18,19 +18,32 @@ def order(server, path: str, **body) -> int:
     return server.http.post(path, json=body).status_code
 
 
-def start(pool: ThreadPoolExecutor, server, prompts: list[list[int]], length: int) -> list:
+def decode_steps(server: Server) -> int:
+    return server.counters()["decode_steps"]
+
+
+def start(pool: ThreadPoolExecutor, server: Server, prompts: list[list[int]], length: int) -> list[Future[dict]]:
+    """Send all prompts at once; return their answers to come as soon as some of them have made three decode steps."""
+    before = decode_steps(server)
     futures = [pool.submit(server.generate, prompt, length) for prompt in prompts]
-    time.sleep(0.3)
+    while decode_steps(server) < before + 3:
+        assert not any(future.done() for future in futures), "over before it was seen"
     return futures
 
 
 @pytest.mark.parametrize("mode", ["in_place", "retract"])
 def test_a_pause_changes_nothing(overfit_server, expected, mode):
+    undisturbed = [answer["output_ids"] for answer in ask_all(overfit_server, TRAINED, LONG, 4)]
     with ThreadPoolExecutor(4) as pool:
-        futures = start(pool, overfit_server, TRAINED, LENGTH)
+        futures = start(pool, overfit_server, TRAINED, LONG)
         assert order(overfit_server, "/pause_generation", mode=mode) == 200
+        steps = decode_steps(overfit_server)
+        assert decode_steps(overfit_server) == steps, "nothing runs in a pause"
         assert order(overfit_server, "/continue_generation") == 200
-        assert [f.result()["output_ids"] for f in futures] == [expected[tuple(p)] for p in TRAINED]
+        outputs = [future.result()["output_ids"] for future in futures]
+    assert decode_steps(overfit_server) > steps, "the pause came in the middle"
+    assert outputs == undisturbed
+    assert [output[:LENGTH] for output in outputs] == [expected[tuple(prompt)] for prompt in TRAINED]
 
 
 def test_an_abort_ends_requests_and_loses_nothing(overfit_server, expected):
@@ -40,9 +53,7 @@ def test_an_abort_ends_requests_and_loses_nothing(overfit_server, expected):
         assert order(overfit_server, "/abort_request", abort_all=True) == 200
         reasons = [f.result()["meta_info"]["finish_reason"]["type"] for f in futures]
     assert "abort" in reasons
-    time.sleep(1)  # an idle scheduler looks for slots that were lost
-    assert overfit_server.http.post("/flush_cache").status_code == 200
-    answers = ask_all(overfit_server, mixed_prompts(), LENGTH, 5)
+    answers = ask_all(settled(overfit_server), mixed_prompts(), LENGTH, 5)
     assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in mixed_prompts()]
 
 

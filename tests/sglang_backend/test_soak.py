@@ -16,7 +16,7 @@ import torch
 from byte_models import overfit_head, save_random_head
 from prompts import LENGTH, TRAINED, mixed_prompts
 from safetensors.torch import load_file, save_file
-from servers import peagle, serve
+from servers import peagle, serve, settled
 
 from tools.server import ask_all
 
@@ -86,10 +86,7 @@ def test_random_load(models, expected, tmp_path):
             with ThreadPoolExecutor(rng.randint(1, 16)) as pool:
                 list(pool.map(one, [rng.getrandbits(32) for _ in range(200)]))
             memory.append(server_memory(server))
-        # SGLang's scheduler checks its pools when it is idle, and ends itself on a leak.
-        time.sleep(5)
-        assert server.http.get("/health").status_code == 200
-        assert server.http.post("/flush_cache").status_code == 200
+        assert settled(server).http.get("/health").status_code == 200
         state = server.http.get("/server_info").json()["internal_states"][0]
     retractions = (tmp_path / "log").read_text().count("#retracted_reqs")
     print(f"\nsoak: {outcomes}, {retractions} retractions, memory MiB {memory[0]:.0f} -> {memory[-1]:.0f}")
