@@ -213,7 +213,7 @@ def test_a_large_size_needs_yes_where_nobody_can_be_asked(run, tmp_path, monkeyp
 
 def test_a_disk_that_is_too_small_is_said_beforehand(run, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(choose.shutil, "disk_usage", lambda _: usage._replace(free=10_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
     with pytest.raises(InputError, match=r"40 documents take 0.2 MiB, 0.0 MiB are free"):
         run_extract(run(), tmp_path / "states", yes=True)
     with pytest.raises(InputError, match="are free"):

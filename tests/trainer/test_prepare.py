@@ -159,7 +159,7 @@ def test_other_settings_are_refused_finished_or_not(options, tmp_path, capsys, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.prepare.prepare._complete", interrupted)
+        patch.setattr("trainer.prepare.prepare.summarise", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepared(options)
     assert (tmp_path / "run" / "data.partial" / "shard-00005.safetensors").is_file()

@@ -1,4 +1,4 @@
-"""A tokenizer with a chat template and the settings of a run that takes a second."""
+"""A tokenizer with a chat template, the settings of a run that takes a second, and what is looked at afterwards."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytest import MonkeyPatch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from trainer.config import RunConfig
 from trainer.train import loop
 from trainer.train.assemble import Run
 
@@ -73,3 +77,20 @@ def signal_after_step(monkeypatch: MonkeyPatch, number: int) -> None:
         return result
 
     monkeypatch.setattr(loop, "train_step", step_and_signal)
+
+
+def changed(config: RunConfig, section: str | None = None, **values) -> RunConfig:
+    """Return the configuration with other values, at the top or in one section."""
+    if section:
+        values = {section: getattr(config, section).model_copy(update=values)}
+    return config.model_copy(update=values)
+
+
+def stored(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Read every tensor of a checkpoint, moments included."""
+    return {name: t for path in checkpoint.glob("*.safetensors") for name, t in load_file(path).items()}
+
+
+def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
+    for (name, x), (_, y) in zip(a.named_parameters(), b.named_parameters(), strict=True):
+        assert torch.equal(x, y), name
