@@ -19,9 +19,13 @@ START_TIMEOUT = 300.0  # seconds; importing SGLang alone takes 20 to 60 on a bus
 
 
 class Server:
-    """A running server. All requests ignore the end token, so that every run generates the same amount."""
+    """A running server. All requests ignore the end token, so that every run generates the same amount.
 
-    def __init__(self, url: str) -> None:
+    session: the session id of its processes, None for a server that somebody else started.
+    """
+
+    def __init__(self, url: str, session: int | None = None) -> None:
+        self.session = session
         self.http = httpx.Client(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None))
 
     def generate(self, input_ids: list[int], max_new_tokens: int, **sampling: object) -> dict:
@@ -34,6 +38,10 @@ class Server:
         answer = self.http.post(path, json=body)
         answer.raise_for_status()
         return answer.json()
+
+    def flush_cache(self) -> None:
+        """Wait until nothing runs, then forget every prefix. Raises httpx.HTTPStatusError after 10 busy seconds."""
+        self.http.post("/flush_cache", params={"timeout": 10}).raise_for_status()
 
     def counters(self) -> dict[str, int]:
         """What the PEAGLE worker has counted so far (sglang_backend.worker.Counters)."""
@@ -80,7 +88,7 @@ def serve(target: Path, log: Path, *arguments: str, environment: dict[str, str])
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_healthy(process, url, log)
-        yield Server(url)
+        yield Server(url, process.pid)
     finally:
         _stop(process)
 

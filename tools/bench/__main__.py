@@ -1,4 +1,4 @@
-"""python -m tools.bench {train,step,masks,kernels}: one module each, with add_arguments(parser) and run(args)."""
+"""python -m tools.bench {serve,train,step,masks,kernels}: one module each, with add_arguments(parser) and run(args)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 from peagle_core.errors import run_command
 
-COMMANDS = ("train", "step", "masks", "kernels")
+COMMANDS = ("serve", "train", "step", "masks", "kernels")
 
 
 def main(argv: list[str] | None = None) -> int:
