@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,7 @@ def run(args: argparse.Namespace) -> None:
     servers = _servers(args)
     tokenizer = args.tokenizer or (str(args.target) if args.target else _tokenizer_of(args.url[0]))
     writer = prompt_writer(tokenizer, args.raw)
-    questions: dict[str, list[Question]] = {}
-    for argument in args.data:
-        read = read_dataset(argument, args.limit, args.max_turns)
-        if read[0].dataset in questions:
-            raise InputError(f"two data sets are called {read[0].dataset!r}; name them: --data NAME=FILE")
-        questions[read[0].dataset] = read
+    questions = read_datasets(args.data, args.limit, args.max_turns)
     sampling: dict[str, Any] = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature}
     if args.ignore_end:
         sampling["ignore_eos"] = True
@@ -80,6 +76,17 @@ def run(args: argparse.Namespace) -> None:
     results = measure(study, args.output)
     print(text_table(results))
     print(f"\nwritten: {args.output}/report.html, results.json, results.csv and the pictures")
+
+
+def read_datasets(arguments: Sequence[str], limit: int | None, max_turns: int) -> dict[str, list[Question]]:
+    """Read all data sets -> questions by the data set's name. Raises InputError also where two have one name."""
+    questions: dict[str, list[Question]] = {}
+    for argument in arguments:
+        read = read_dataset(argument, limit, max_turns)
+        if read[0].dataset in questions:
+            raise InputError(f"two data sets are called {read[0].dataset!r}; name them: --data NAME=FILE")
+        questions[read[0].dataset] = read
+    return questions
 
 
 def measure(study: Study, directory: Path) -> Results:

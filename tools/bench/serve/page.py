@@ -148,7 +148,10 @@ def _categories(results: Results) -> str:
     by_label: dict[str, dict[str, float]] = {}
     for row in rows:
         part = by_label.setdefault(label(row.algorithm, row.k), {})
-        part |= {f"{row.dataset}: {name}": of.accept_length for name, of in row.categories.items()}
+        part |= {
+            row.dataset if name == row.dataset else f"{row.dataset}: {name}": of.accept_length
+            for name, of in row.categories.items()
+        }
     names = list(dict.fromkeys(name for part in by_label.values() for name in part))
     top = max(value for part in by_label.values() for value in part.values())
     lines = ["<tr><th></th>" + "".join(f"<th>{escape(name)}</th>" for name in by_label) + "</tr>"]
