@@ -11,7 +11,7 @@ import pytest
 import table
 from trials import Models, Outcome, Trial, all_trials, has_demo
 
-from tools.demo.measure import acceptance
+from tools.bench.serve.metrics import acceptance
 from tools.judges.vllm import is_installed, serve_in_vllm
 from tools.server import cpu_environment, serve
 
@@ -91,6 +91,6 @@ def test_sglang_accepts_as_much(outcomes, models, trial, tmp_path):
     ):
         answers = list(pool.map(lambda prompt: server.generate(prompt, case.max_new_tokens), case.prompts))
     assert [answer["output_ids"] for answer in answers] == outcome.plain
-    accept_length = acceptance(answers, trial.k)[0]
+    accept_length = acceptance([a["meta_info"]["spec_correct_drafts_histogram"] for a in answers], trial.k)[0]
     table.add_sglang(trial, accept_length)
     assert accept_length == pytest.approx(outcome.served.accept_length, rel=0.02)

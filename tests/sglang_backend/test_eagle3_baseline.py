@@ -17,7 +17,7 @@ from servers import serve
 from transformers import LlamaForCausalLM
 
 from peagle_core.checkpoint import load_drafter
-from tools.demo.measure import acceptance
+from tools.bench.serve.metrics import acceptance
 from tools.server import ask_all
 from trainer.config import load_config
 from trainer.evaluate import measure_acceptance
@@ -63,6 +63,7 @@ def test_it_accepts_what_the_reference_loop_accepts(models, expected, tmp_path, 
             assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in mixed_prompts()]
     target, drafter = LlamaForCausalLM.from_pretrained(models / "target").eval(), load_drafter(head, torch.float32)
     ours = measure_acceptance(target, drafter, [torch.tensor(p) for p in mixed_prompts()], K, LENGTH)
-    assert acceptance(answers, K)[0] == pytest.approx(ours.accept_length, rel=0.02)
+    histograms = [answer["meta_info"]["spec_correct_drafts_histogram"] for answer in answers]
+    assert acceptance(histograms, K)[0] == pytest.approx(ours.accept_length, rel=0.02)
     known = measure_acceptance(target, drafter, [torch.tensor(p) for p in TRAINED], K, LENGTH)
     assert known.accept_length > 1 + 0.6 * K, "else the comparison says little"

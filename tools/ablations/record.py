@@ -17,7 +17,7 @@ from statistics import fmean, stdev
 from peagle_core.atomic import replace_file
 from tools.ablations.contrasts import CONTRASTS, Contrast
 from tools.ablations.trial import Result
-from tools.demo.report import cpu_name
+from tools.bench.serve.results import cpu_name
 
 
 @dataclass(frozen=True)

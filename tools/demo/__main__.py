@@ -13,12 +13,8 @@ from pathlib import Path
 
 from peagle_core.errors import run_command
 from tools.demo.both_heads import build_both_heads, use_half_of_the_cores
-from tools.demo.corpus import heldout_prompts, shared_with_training
 from tools.demo.head import HeadRecipe
 from tools.demo.target import build_target
-
-REQUESTS = 32
-NEW_TOKENS = 128
 
 
 def main() -> int:
@@ -44,19 +40,14 @@ def _run(directory: Path, build_only: bool) -> int:
 
 
 def serve_and_report(directory: Path) -> int:
-    from tools.demo.measure import measure
-    from tools.demo.report import write_report
+    """Return the exit code: 1 when a server's output is not that of no speculation."""
+    from tools.bench.serve.table import text_table
+    from tools.demo.serve import serve
 
-    prompts = heldout_prompts(directory, REQUESTS)
-    runs = measure(directory, prompts, NEW_TOKENS)
-    shared = shared_with_training(directory, prompts)
-    workload = (
-        f"{REQUESTS} prompts from held-out files x {NEW_TOKENS} greedy tokens, tiny target trained by this demo; "
-        f"the text of {shared} prompts also stands in a training file"
-    )
-    write_report(directory, runs, workload)
-    print(f"\nreport: {directory / 'report.json'} and {directory / 'report.png'}")
-    different = [run for run in runs if run["outputs_equal"] < 1.0]
+    results = serve(directory)
+    print(text_table(results))
+    print(f"\nreport: {directory / 'report.html'}, results.json, results.csv and the pictures")
+    different = [row for row in results.rows if row.outputs_equal != 1.0]
     if different:
         print(f"demo: {len(different)} runs did not reproduce the output without speculation", file=sys.stderr)
     return 1 if different else 0
