@@ -37,6 +37,6 @@ def demo_study(directory: Path) -> Study:
         sampling={"max_new_tokens": NEW_TOKENS, "temperature": 0, "ignore_eos": True},
         concurrency=CONCURRENCY,
         samples=3,
-        workload=f"{len(prompts)} prompts from held-out files x {NEW_TOKENS} greedy tokens, tiny target trained by this "
-        f"demo; the text of {shared} prompts also stands in a training file",
+        workload=f"{len(prompts)} prompts from held-out files x {NEW_TOKENS} greedy tokens, tiny target trained by this"
+        f" demo; the text of {shared} prompts also stands in a training file",
     )

@@ -18,7 +18,7 @@ from tools.bench.serve.results import Results
 from tools.bench.serve.study import Study, run_study
 from tools.bench.serve.table import text_table, write_csv, write_json
 
-CPU_ARGUMENTS = ("--log-level", "warning", "--sleep-on-idle")
+QUIET = ("--log-level", "warning", "--sleep-on-idle")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,15 +90,22 @@ def read_datasets(arguments: Sequence[str], limit: int | None, max_turns: int) -
 
 
 def measure(study: Study, directory: Path) -> Results:
-    """Run the study and write everything into `directory`; what is known so far is on disk after every load."""
+    """Run the study and write everything into `directory`.
+
+    results.json and results.csv are on disk after every load; the pictures and the page come at the end, also when an
+    error or Ctrl-C ends the study after its first load.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     results = None
-    for results in run_study(study, directory):
-        write_json(directory / "results.json", results)
-        write_csv(directory / "results.csv", results.rows)
+    try:
+        for results in run_study(study, directory):
+            write_json(directory / "results.json", results)
+            write_csv(directory / "results.csv", results.rows)
+    finally:
+        if results is not None:
+            write_page(directory / "report.html", results, draw(results, directory))
     if results is None:
         raise InputError("nothing was measured: there is no server to ask")
-    write_page(directory / "report.html", results, draw(results, directory))
     return results
 
 
@@ -115,7 +122,7 @@ def _servers(args: argparse.Namespace) -> Launch | tuple[str, ...]:
             raise InputError(f"{directory} is not the directory of a model: it has no config.json")
     if not heads and args.no_plain:
         raise InputError("--no-plain without --peagle or --eagle3 leaves nothing to measure")
-    arguments = (*CPU_ARGUMENTS, *shlex.split(args.server_args))
+    arguments = (*QUIET, *shlex.split(args.server_args))
     return Launch(
         args.target, heads, args.k, arguments, not args.one_at_a_time, not args.no_plain, args.simulate_accept_length
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import torch
+from tqdm import tqdm
 
 from peagle_core.errors import InputError
 from tools.server import Server, cpu_environment, serve
@@ -102,7 +103,8 @@ def started(launch: Launch, members: Sequence[tuple[str, int]], directory: Path)
 
     with ExitStack() as stack:
         with ThreadPoolExecutor() as pool:
-            contenders = list(pool.map(start, members))
+            starting = tqdm(pool.map(start, members), "starting", len(members), unit="server", dynamic_ncols=True)
+            contenders = list(starting)
         yield contenders
 
 

@@ -30,7 +30,8 @@ class Row:
     ttft_ms: from sending a request to its first token; itl_ms: mean time between the later tokens of a request (both:
     median and 99th percentile of the requests); accept_length: tokens per step, bonus included, prefills excluded;
     accept_per_position[i]: share of steps whose first i+1 drafts stood; drafter_passes_per_step: as PEAGLE counts them;
-    outputs_equal: share of requests whose tokens are those of the first run without speculation;
+    outputs_equal: share of requests whose tokens are those of the first run without speculation, None where drafts were
+    not verified or answers were sampled;
     memory_mib: of the server's processes so far, gpu_mib: on the GPUs.
     """
 

@@ -65,7 +65,7 @@ def _rounds(study: Study, directory: Path) -> Iterator[tuple[str, Any]]:
     rounds = study.servers.rounds()
     for i, members in enumerate(rounds, 1):
         names = ", ".join(label(algorithm, k) for algorithm, k in members)
-        yield f"round {i} of {len(rounds)}: starting {names}", started(study.servers, members, directory)
+        yield f"round {i} of {len(rounds)}: {names}", started(study.servers, members, directory)
 
 
 @contextmanager
@@ -96,9 +96,9 @@ def _rows(
     earlier: Sequence[Row],
     expected: dict[str, list[tuple[int, ...]]],
 ) -> list[Row]:
-    """One Row for each server; sets `expected` where this is the first run without speculation."""
+    """One Row for each server; sets `expected` where this is the first run without speculation, and greedy."""
     for side in measured:
-        if side.contender.algorithm == NONE:
+        if side.contender.algorithm == NONE and load.sampling.get("temperature") == 0:
             expected.setdefault(dataset, [answer.output_ids for answer in flat(side)])
     rows = [_row(number, dataset, load, side, simulated, expected.get(dataset)) for side in measured]
     same = [row for row in earlier if (row.dataset, row.concurrency) == (dataset, load.concurrency)]
@@ -132,7 +132,7 @@ def _row(
         accept_length=accept_length,
         accept_per_position=per_position,
         drafter_passes_per_step=side.drafter_passes_per_step,
-        outputs_equal=share_equal(side, expected),
+        outputs_equal=None if simulated else share_equal(side, expected),
         memory_mib=peak_host_mib(session) if session else None,
         gpu_mib=gpu_mib(session) if session else None,
         categories=by_category(load.questions, side),
