@@ -60,7 +60,8 @@ async def ask(http: httpx.AsyncClient, prompt: list[int], sampling: dict[str, An
     Raises InputError with the server's own words when it refuses the request, and when it goes away.
     """
     body = {"input_ids": prompt, "sampling_params": sampling, "stream": True} | ({"rid": rid} if rid else {})
-    chunks, last = [], None
+    chunks: list[Chunk] = []
+    last: dict[str, Any] | None = None
     start = time.perf_counter()
     try:
         async with http.stream("POST", "/generate", json=body) as response:
