@@ -91,7 +91,7 @@ def _question(record: Any, dataset: str, max_turns: int, where: str) -> Question
         system = next((text for role, text in said if role == "system"), "")
         turns = [text for role, text in said if role in ("user", "human")]
     elif "prompt" in record or "question" in record:
-        turns = [record.get("prompt") or record["question"]]
+        turns = [record["prompt"] if "prompt" in record else record["question"]]
     else:
         raise InputError(
             f"{where} has none of the keys turns, messages, conversations, prompt, question, input_ids; "

@@ -67,7 +67,7 @@ def _cards(results: Results) -> str:
             continue
         text = [f"PEAGLE's speed-up over no speculation, {concurrency} at a time"]
         if all("ratio" in entry for entry in entries):
-            text.append(f"{geometric_mean([entry['ratio'] for entry in entries]):.2f}x EAGLE3 at its best K")
+            text.append(f"{geometric_mean([entry['ratio'] for entry in entries]):.2f}x EAGLE3's, each at its best K")
         accept = sum(entry[PEAGLE]["accept_length"] for entry in entries) / len(entries)
         text.append(f"{accept:.2f} tokens a step at K={', '.join(sorted({str(e[PEAGLE]['k']) for e in entries}))}")
         cards.append(

@@ -67,7 +67,7 @@ def _colors(rows: Sequence[Row]) -> dict[str, str]:
 def _panels(results: Results, titles: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
     columns = min(3, len(titles))
     lines = -(-len(titles) // columns)
-    size = (max(6.5, 4.6 * columns), height * lines)
+    size = (max(6.5, 4.2 * columns), height * lines)
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     panels = list(axes.flat)
     for panel in panels[len(titles) :]:
@@ -80,7 +80,7 @@ def _panels(results: Results, titles: Sequence[str], height: float) -> tuple[Fig
 
 def _legend(figure: Figure, panel: Axes) -> None:
     handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5))
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels) if len(labels) < 8 else 4)
 
 
 def _latest(rows: Sequence[Row]) -> dict[str, Row]:
