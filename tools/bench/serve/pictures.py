@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import matplotlib
 
@@ -21,7 +22,7 @@ from tools.bench.serve.results import Results
 INK, GRID = "#1f2733", "#dfe4ea"
 SHADES = {NONE: ("#9aa4b2",), EAGLE3: ("#f6c28b", "#ec9b45", "#cf7516", "#9a5208"),
           PEAGLE: ("#9fc4f5", "#4f8fe6", "#1f5fc4", "#103a80")}  # fmt: skip
-STYLE = {
+STYLE: Any = {
     "font.size": 10, "font.family": "DejaVu Sans", "text.color": INK, "axes.labelcolor": INK,
     "axes.edgecolor": "#9aa4b2",
     "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -55,7 +56,7 @@ def draw(results: Results, directory: Path) -> dict[str, Path]:
 
 def _colors(rows: Sequence[Row]) -> dict[str, str]:
     """Return a colour for each label: a hue for the algorithm, darker with K."""
-    colors = {}
+    colors: dict[str, str] = {}
     for algorithm, shades in SHADES.items():
         ks = sorted({row.k for row in rows if row.algorithm == algorithm})
         # Few K take the middle shades.

@@ -120,7 +120,7 @@ def _show(taken: list[Step], writer: PromptWriter) -> list[ShownStep]:
         ShownStep(
             tokens=[next(pieces) for _ in step.tokens],
             accepted=step.accepted,
-            rejected=[writer.tokenizer.decode([d]) for d in (step.drafted or ())[step.accepted :]],
+            rejected=[str(writer.tokenizer.decode([d])) for d in (step.drafted or ())[step.accepted :]],
             merged=step.merged,
         )
         for step in taken
