@@ -21,15 +21,15 @@ from tools.bench.serve.metrics import CategoryRow, Row, acceptance, by_category,
 from tools.bench.serve.page import write_page
 from tools.bench.serve.pictures import draw
 from tools.bench.serve.results import Results, best
-from tools.bench.serve.samples import Sample, ShownStep, steps
+from tools.bench.serve.samples import Sample, ShownStep, cut
 from tools.bench.serve.table import text_table, write_csv, write_json
 
 SPEED_UP = {"none": 1.0, "EAGLE3": 1.5, "PEAGLE": 1.8}
 
 
-def answer(tokens: list[int], chunks: list[tuple[int, int]], histogram: tuple[int, ...] = ()) -> Answer:
-    """An answer to a prompt of 10 tokens; chunks: (tokens, steps) so far, 0.1 s each."""
-    came = tuple(Chunk(0.1 * (i + 1), n, verified) for i, (n, verified) in enumerate(chunks))
+def answer(tokens: list[int], chunks: list[int], histogram: tuple[int, ...] = ()) -> Answer:
+    """An answer to a prompt of 10 tokens; chunks: tokens so far, 0.1 s each."""
+    came = tuple(Chunk(0.1 * (i + 1), so_far) for i, so_far in enumerate(chunks))
     return Answer(tuple(range(10)), tuple(tokens), came, histogram, "length", None)
 
 
@@ -64,7 +64,7 @@ def test_acceptance_counts_steps_by_their_correct_drafts():
 
 
 def test_numbers_of_a_server_come_from_its_answers():
-    answers = [[answer([1, 2, 3], [(1, 0), (3, 1)], (0, 1))], [answer([4, 5], [(1, 0), (2, 1)], (1,))]]
+    answers = [[answer([1, 2, 3], [1, 3], (0, 1))], [answer([4, 5], [1, 2], (1,))]]
     side = Measured(Contender("PEAGLE", 1, SimpleNamespace()), answers, 0.5, None)
     assert speed(side) == 10
     assert share_equal(side, [(1, 2, 3), (4, 6)]) == 0.5
@@ -86,17 +86,17 @@ def test_each_sides_best_is_compared():
 
 
 def test_an_answer_is_cut_where_its_steps_ended():
-    drafts = {11: (2, 3, 9), 13: (4, 5, 6), 17: (8, 7, 7)}
-    taken = steps(answer([1, 2, 3, 4, 5, 6, 7, 8], [(1, 0), (3, 1), (7, 2), (8, 3)], (0, 1, 0, 1, 0)), drafts)
+    drafts = {11: (2, 9, 9), 13: (4, 5, 6), 17: (7, 7, 7)}
+    taken = cut(answer([1, 2, 3, 4, 5, 6, 7, 8], [1, 3, 7, 8], (1, 1, 0, 1)), drafts)
     assert [step.tokens for step in taken] == [(1,), (2, 3), (4, 5, 6, 7), (8,)]
     assert [step.accepted for step in taken] == [0, 1, 3, 0]
-    assert [step.drafted for step in taken] == [None, (2, 3, 9), (4, 5, 6), (8, 7, 7)]
+    assert [step.drafted for step in taken] == [None, (2, 9, 9), (4, 5, 6), (7, 7, 7)]
 
 
-def test_a_last_step_that_the_limit_cut_off_and_steps_that_came_together_are_told():
-    taken = steps(answer([1, 2, 3, 4, 5, 6], [(1, 0), (4, 2), (6, 3)], (0, 1, 0, 1)), {})
-    assert [(step.tokens, step.merged) for step in taken] == [((1,), 0), ((2, 3, 4), 2), ((5, 6), 1)]
+def test_a_last_step_that_the_limit_cut_off_has_no_token_of_the_targets_own():
+    taken = cut(answer([1, 2, 3, 4, 5], [1, 3, 5], (0, 1, 0, 1)), {})
     assert [step.accepted for step in taken] == [0, 1, 2]  # of the last step's 3 correct drafts two were wanted
+    assert cut(answer([1], [1]), {})[0].tokens == (1,)
 
 
 def test_each_server_is_told_its_head(tmp_path):
@@ -150,7 +150,7 @@ def test_servers_take_turns_and_hold_every_conversation_in_order(monkeypatch):
         name = http.base_url.host
         turns.append((name, *prompt))
         servers[name].steps += 2
-        return answer([prompt[0]] * sampling["max_new_tokens"], [(1, 0), (4, 3)])
+        return answer([prompt[0]] * sampling["max_new_tokens"], [1, 4])
 
     monkeypatch.setattr(load, "ask", ask)
     contenders = [Contender(name, 0, server) for name, server in servers.items()]
@@ -186,9 +186,9 @@ def test_files_hold_every_row(tmp_path):
 
 def test_the_page_needs_nothing_from_elsewhere(tmp_path):
     shown = [
-        ShownStep(["<b>"], 0, [], 0),
-        ShownStep(["two", "\n", "own"], 2, ["no"], 1),
-        ShownStep(["all"] * 4, 3, [], 1),
+        ShownStep(["<b>"], 0, []),
+        ShownStep(["two", "\n", "own"], 2, ["no"]),
+        ShownStep(["all"] * 4, 3, []),
     ]
     found = results([Sample("d", "x", "why <i>?", "PEAGLE", 3, 3.0, shown)])
     write_page(tmp_path / "report.html", found, draw(found, tmp_path))

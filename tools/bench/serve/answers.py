@@ -49,16 +49,11 @@ def _block(samples: list[Sample]) -> str:
 
 def _answer(sample: Sample) -> str:
     name = escape(label(sample.algorithm, sample.k))
-    decoding = [step for step in sample.steps if step.merged]
+    decoding = sample.steps[1:]
     tokens = sum(len(step.tokens) for step in sample.steps)
-    facts = (
-        f"{name}: {tokens} tokens in {sum(s.merged for s in decoding)} steps, {sample.accept_length:.2f} tokens a step"
-    )
-    bars = "".join(
-        f'<i style="height:{100 * len(step.tokens) / (step.merged * (sample.k + 1)):.0f}%"></i>' for step in decoding
-    )
-    numbers = iter(range(1, len(decoding) + 1))
-    steps = "".join(_step(step, sample.k, next(numbers) if step.merged else 0) for step in sample.steps)
+    facts = f"{name}: {tokens} tokens in {len(decoding)} steps, {sample.accept_length:.2f} tokens a step"
+    bars = "".join(f'<i style="height:{100 * len(step.tokens) / (sample.k + 1):.0f}%"></i>' for step in decoding)
+    steps = "".join(_step(step, sample.k, number) for number, step in enumerate(sample.steps))
     return (
         f'<div data-answer="{name}"><div class="facts">{facts}</div><div class="spark">{bars}</div>'
         f'<div class="answer">{steps}</div></div>'
@@ -66,9 +61,10 @@ def _answer(sample: Sample) -> str:
 
 
 def _step(step: ShownStep, k: int, number: int) -> str:
+    """number: 0 for the prefill's token."""
     parts = []
     for i, text in enumerate(step.tokens):
-        if not step.merged:
+        if not number:
             kind = "first"
         elif i < step.accepted:
             kind = f"a{min(i + 1, DEEPEST)}"
@@ -80,10 +76,8 @@ def _step(step: ShownStep, k: int, number: int) -> str:
 
 
 def _title(step: ShownStep, number: int) -> str:
-    if not step.merged:
+    if not number:
         return "the prefill's token"
-    if step.merged > 1:
-        return f"{step.merged} steps that arrived together, the last is number {number}"
     accepted = " ".join(map(_visible, step.tokens[: step.accepted])) or "nothing"
     own = " ".join(map(_visible, step.tokens[step.accepted :])) or "cut off"
     refused = f"\nrefused: {' '.join(map(_visible, step.rejected))}" if step.rejected else ""

@@ -14,14 +14,10 @@ from peagle_core.errors import InputError
 
 @dataclass(frozen=True)
 class Chunk:
-    """What had arrived at one moment. seconds: since the request left; tokens, steps: so far, of the answer.
-
-    steps counts verifications; the first token comes with the prefill, at 0 steps. Without speculation it stays 0.
-    """
+    """What had arrived at one moment. seconds: since the request left; tokens: of the answer, so far."""
 
     seconds: float
     tokens: int
-    steps: int
 
 
 @dataclass(frozen=True)
@@ -38,6 +34,11 @@ class Answer:
     correct_drafts: tuple[int, ...]
     finish: str
     reported_accept_length: float | None
+
+    @property
+    def steps(self) -> int:
+        """Return the number of verifications, 0 without speculation; the prefill is none."""
+        return sum(self.correct_drafts)
 
     @property
     def first_token_seconds(self) -> float:
@@ -75,7 +76,7 @@ async def ask(http: httpx.AsyncClient, prompt: list[int], sampling: dict[str, An
                 if "error" in last:
                     raise InputError(f"{http.base_url} gave up on a request: {last['error'].get('message')}")
                 meta = last["meta_info"]
-                chunk = Chunk(time.perf_counter() - start, meta["completion_tokens"], meta.get("spec_verify_ct") or 0)
+                chunk = Chunk(time.perf_counter() - start, meta["completion_tokens"])
                 if chunk.tokens and (not chunks or chunk.tokens > chunks[-1].tokens):
                     chunks.append(chunk)
     except httpx.TransportError as error:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peagle_core.errors import InputError
+from peagle_core.errors import InputError, exit_code
 from tools.bench.serve.contenders import EAGLE3, PEAGLE, Launch
 from tools.bench.serve.datasets import Question, read_dataset
 from tools.bench.serve.page import write_page
@@ -63,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, then write results.json, results.csv, the pictures and report.html. Raises InputError."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(exit_code(signal.SIGTERM)))  # by way of what stops the servers
     servers = _servers(args)
     tokenizer = args.tokenizer or (str(args.target) if args.target else _tokenizer_of(args.url[0]))
     writer = prompt_writer(tokenizer, args.raw)

@@ -6,8 +6,10 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from safetensors import safe_open
 
@@ -18,19 +20,19 @@ from tools.bench.serve.load import open_client
 from tools.bench.serve.metrics import acceptance
 from tools.bench.serve.prompts import PromptWriter
 
+ATTEMPTS = 3
+
 
 @dataclass(frozen=True)
 class Step:
     """The tokens that one step added: `accepted` drafts, then the target's own token (which a limit may cut off).
 
-    drafted: all K drafts, None where the server does not tell them. merged: steps that arrived together, whose inner
-    borders nobody knows; 1 as a rule. The prefill's first token is a step of 0 merged ones.
+    drafted: all K drafts, None where the server does not tell them.
     """
 
     tokens: tuple[int, ...]
     accepted: int
     drafted: tuple[int, ...] | None = None
-    merged: int = 1
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,11 @@ class ShownStep:
     tokens: list[str]
     accepted: int
     rejected: list[str]
-    merged: int
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer to the first turn of a question, as the report shows it."""
+    """One answer to the first turn of a question, as the report shows it. steps: the first is the prefill's token."""
 
     dataset: str
     category: str
@@ -60,25 +61,30 @@ def take_samples(
     contenders: Sequence[Contender], questions: Sequence[Question], writer: PromptWriter, sampling: dict[str, Any]
 ) -> list[Sample]:
     """Ask every server that drafts every question, one after the other."""
-    samples = []
-    for contender in contenders:
-        for i, question in enumerate(questions):
-            if contender.algorithm == NONE:
-                continue
-            prompt = writer.write(question, [])
-            rid = f"{SAMPLE}{contender.label}-{i}"
-            answer = asyncio.run(_ask_alone(contender, prompt, sampling, rid))
-            asked = question.turns[0] if question.turns else writer.text(prompt)
-            contender.server.flush_cache()  # waits for the pass that begins before the server knows of the end
-            taken = steps(answer, recorded_drafts(contender.records, rid))
-            accept_length = acceptance([answer.correct_drafts], contender.k)[0]
-            shown = _show(taken, writer)
-            samples.append(
-                Sample(
-                    question.dataset, question.category, asked, contender.algorithm, contender.k, accept_length, shown
-                )
+    drafting = [contender for contender in contenders if contender.algorithm != NONE]
+    taken = [_take(contender, question, writer, sampling) for contender in drafting for question in questions]
+    return [sample for sample in taken if sample is not None]
+
+
+def _take(contender: Contender, question: Question, writer: PromptWriter, sampling: dict[str, Any]) -> Sample | None:
+    """Ask until every step came as a chunk of its own; None when two of them came together each time."""
+    prompt = writer.write(question, [])
+    for _ in range(ATTEMPTS):
+        rid = f"{SAMPLE}{uuid4()}"
+        answer = asyncio.run(_ask_alone(contender, prompt, sampling, rid))
+        contender.server.flush_cache()  # waits for the pass that begins before the server knows of the end
+        drafts = recorded_drafts(contender.records, rid)
+        if len(answer.chunks) == 1 + answer.steps:
+            return Sample(
+                dataset=question.dataset,
+                category=question.category,
+                question=question.turns[0] if question.turns else writer.text(prompt),
+                algorithm=contender.algorithm,
+                k=contender.k,
+                accept_length=acceptance([answer.correct_drafts], contender.k)[0],
+                steps=_show(cut(answer, drafts), writer),
             )
-    return samples
+    return None
 
 
 async def _ask_alone(contender: Contender, prompt: list[int], sampling: dict[str, Any], rid: str) -> Answer:
@@ -98,20 +104,21 @@ def recorded_drafts(records: Path | None, rid: str) -> dict[int, tuple[int, ...]
     return drafts
 
 
-def steps(answer: Answer, drafts: dict[int, tuple[int, ...]]) -> list[Step]:
-    """Cut an answer where its chunks came. drafts: by the number of tokens known before, may be empty."""
-    found: list[Step] = []
-    start = verified = 0
-    for chunk in answer.chunks:
-        tokens, merged = answer.output_ids[start : chunk.tokens], chunk.steps - verified
-        drafted = drafts.get(len(answer.prompt) + start) if merged == 1 else None
-        found.append(Step(tokens, max(0, len(tokens) - merged) if merged else 0, drafted, merged))
-        start, verified = chunk.tokens, chunk.steps
+def cut(answer: Answer, drafts: dict[int, tuple[int, ...]]) -> list[Step]:
+    """Cut an answer into its steps, which came a chunk each; the first is the prefill's, which verifies nothing.
+
+    drafts: by the number of tokens known before, may be empty.
+    """
+    ends = [chunk.tokens for chunk in answer.chunks]
+    found = [Step(answer.output_ids[: ends[0]], 0)]
+    for start, end in pairwise(ends):
+        found.append(Step(answer.output_ids[start:end], end - start - 1, drafts.get(len(answer.prompt) + start)))
+    if len(found) == 1:
+        return found
     # The last step may have been cut off by the limit or the end token: how many drafts stood, the server counts.
-    correct = sum(n * times for n, times in enumerate(answer.correct_drafts))
     last = found.pop()
-    accepted = min(len(last.tokens), correct - sum(step.accepted for step in found)) if last.merged else 0
-    return [*found, replace(last, accepted=accepted)]
+    correct = sum(n * times for n, times in enumerate(answer.correct_drafts))
+    return [*found, replace(last, accepted=min(len(last.tokens), correct - sum(step.accepted for step in found)))]
 
 
 def _show(taken: list[Step], writer: PromptWriter) -> list[ShownStep]:
@@ -121,7 +128,6 @@ def _show(taken: list[Step], writer: PromptWriter) -> list[ShownStep]:
             tokens=[next(pieces) for _ in step.tokens],
             accepted=step.accepted,
             rejected=[str(writer.tokenizer.decode([d])) for d in (step.drafted or ())[step.accepted :]],
-            merged=step.merged,
         )
         for step in taken
     ]
