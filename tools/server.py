@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-START_TIMEOUT = 300.0  # seconds; importing SGLang alone takes 20 to 60 on a busy laptop
+START_TIMEOUT = 900.0  # seconds; a large model loads for minutes, importing SGLang takes as long on a busy laptop
 
 
 class Server:
