@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,9 +13,9 @@ import pytest
 
 from peagle_core.errors import InputError
 from tools.bench.__main__ import main
-from tools.bench.serve import load
+from tools.bench.serve import contenders, load
 from tools.bench.serve.client import Answer, Chunk
-from tools.bench.serve.contenders import Contender, Launch, speculation
+from tools.bench.serve.contenders import Contender, Launch
 from tools.bench.serve.datasets import Question
 from tools.bench.serve.load import Load, Measured, take_turns
 from tools.bench.serve.metrics import CategoryRow, Row, acceptance, by_category, latencies, share_equal, speed
@@ -99,11 +100,26 @@ def test_a_last_step_that_the_limit_cut_off_has_no_token_of_the_targets_own():
     assert cut(answer([1], [1]), {})[0].tokens == (1,)
 
 
-def test_each_server_is_told_its_head(tmp_path):
-    eagle3, peagle = (speculation(algorithm, 5, tmp_path / "head") for algorithm in ("EAGLE3", "PEAGLE"))
-    assert eagle3[-1] == peagle[-1] == str(tmp_path / "head")
-    assert eagle3[eagle3.index("--speculative-num-draft-tokens") + 1] == "6"
-    assert speculation("none", 0, None) == []
+def test_each_server_is_told_its_head(monkeypatch, tmp_path):
+    told: dict[str, list[str]] = {}
+
+    @contextmanager
+    def serve(target, log, *arguments, environment):
+        told[log.stem] = list(arguments)
+        yield SimpleNamespace()
+
+    monkeypatch.setattr(contenders, "serve", serve)
+    monkeypatch.setattr(contenders, "server_info", lambda server: {})
+    launch = Launch(tmp_path, {"EAGLE3": tmp_path / "e", "PEAGLE": tmp_path / "p"}, (5,), ("--dtype", "float32"))
+    with contenders.started(launch, launch.rounds()[0], tmp_path) as running:
+        assert [contender.label for contender in running] == ["no speculation", "EAGLE3 K=5", "PEAGLE K=5"]
+    assert told["none"] == ["--dtype", "float32"]
+    for name, head in (("EAGLE3", "e"), ("PEAGLE", "p")):
+        arguments = told[f"{name}-5"]
+        assert arguments[:2] == ["--dtype", "float32"]
+        assert arguments[arguments.index("--speculative-algorithm") + 1] == name
+        assert arguments[arguments.index("--speculative-draft-model-path") + 1] == str(tmp_path / head)
+        assert arguments[arguments.index("--speculative-num-steps") + 1] == "5"
 
 
 def test_rounds_hold_the_servers_that_take_turns(tmp_path):
@@ -153,10 +169,10 @@ def test_servers_take_turns_and_hold_every_conversation_in_order(monkeypatch):
         return answer([prompt[0]] * sampling["max_new_tokens"], [1, 4])
 
     monkeypatch.setattr(load, "ask", ask)
-    contenders = [Contender(name, 0, server) for name, server in servers.items()]
+    sides = [Contender(name, 0, server) for name, server in servers.items()]
     questions = [Question("d", "d", (str(i), "more")) for i in range(3)]
     count: list[int] = []
-    measured = take_turns(contenders, Load(questions, Echo(), {"max_new_tokens": 4}, 1), lambda: count.append(1))
+    measured = take_turns(sides, Load(questions, Echo(), {"max_new_tokens": 4}, 1), lambda: count.append(1))
     blocks = [[(0, 0), (0, 1), (1, 0), (1, 1)], [(2, 0), (2, 1)]]
     assert turns == [(name, *asked) for block in blocks for name in servers for asked in block]
     assert len(count) == 18

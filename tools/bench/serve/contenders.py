@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from peagle_core.errors import InputError
+from peagle_core.serve_command import sglang_arguments
 from tools.server import Server, cpu_environment, serve
 
 NONE, EAGLE3, PEAGLE = "none", "EAGLE3", "PEAGLE"
@@ -66,16 +67,6 @@ def label(algorithm: str, k: int) -> str:
     return "no speculation" if algorithm == NONE else f"{algorithm} K={k}"
 
 
-def speculation(algorithm: str, k: int, head: Path | None) -> list[str]:
-    """Return the arguments that tell SGLang how to draft; EAGLE3 is told to draft a chain, as PEAGLE does."""
-    if algorithm == NONE:
-        return []
-    arguments = ["--speculative-algorithm", algorithm, "--speculative-num-steps", str(k)]
-    if algorithm == EAGLE3:
-        arguments += ["--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", str(k + 1)]
-    return [*arguments, "--speculative-draft-model-path", str(head)]
-
-
 @contextmanager
 def started(launch: Launch, members: Sequence[tuple[str, int]], directory: Path) -> Iterator[list[Contender]]:
     """Start the servers of one round at the same time and stop them at the end; logs go to directory/logs.
@@ -88,7 +79,9 @@ def started(launch: Launch, members: Sequence[tuple[str, int]], directory: Path)
         name = f"{algorithm}-{k}" if k else algorithm
         records = directory / "records" / name if algorithm == PEAGLE else None
         log = directory / "logs" / f"{name}.log"
-        arguments = [*launch.arguments, *speculation(algorithm, k, launch.heads.get(algorithm))]
+        head = launch.heads.get(algorithm)
+        drafter = sglang_arguments(str(head), k, autoregressive=algorithm == EAGLE3) if head else []
+        arguments = [*launch.arguments, *drafter]
         try:
             server = stack.enter_context(
                 serve(launch.target, log, *arguments, environment=_environment(launch, records))
