@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-
 from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
-from sglang_backend.corrections.adaptive import max_num_draft_tokens
-
-NAME = "PEAGLE"
+from sglang_backend import NAME
+from sglang_backend.row_budget import largest_num_drafts, reserved_kv_slots, verified_rows
 
 
 class PEagleAlgorithm(CustomSpecAlgo):
@@ -58,43 +54,29 @@ class PEagleAlgorithm(CustomSpecAlgo):
         apply_defaults(server_args)
 
     def resolve_max_speculative_num_draft_tokens(self, server_args) -> int | None:
-        """Half of the KV slots that a request must hold past its committed length (SGLang reserves twice this number).
-
-        Under overlap the scheduler's length lags by up to K+1 tokens; from the true length, mask rows reach 2K further.
-        """
+        """Return half of the KV slots that a request must hold past its length: SGLang reserves twice this number."""
         args = resolving_view(server_args)
         if args.speculative_num_draft_tokens is None:
             return None
-        k = max_num_draft_tokens(args)
-        return max(k + 1, reserved_slots(k))
-
-
-def reserved_slots(num_draft_tokens: int) -> int:
-    """ceil((3K + 1) / 2), see `resolve_max_speculative_num_draft_tokens`."""
-    return math.ceil((3 * num_draft_tokens + 1) / 2)
-
-
-def drafts_a_chain(original: Callable[[str], bool], algorithm: str) -> bool:
-    """AROUND SGLang's _forces_eagle_topk_one, asked before `validate`: on Blackwell, trtllm_mha is for chains."""
-    return algorithm.upper() == NAME or original(algorithm)
+        k = largest_num_drafts(args)
+        return max(verified_rows(k), reserved_kv_slots(k))
 
 
 def register() -> None:
     """Enter PEAGLE into SGLang's registry; again in the same process is harmless."""
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
     from sglang.srt.speculative.spec_registry import get_spec
 
     from sglang_backend.server_args import validate
 
     if get_spec(NAME) is not None:
         return
-    target = "sglang.srt.arg_groups.model_override_base._forces_eagle_topk_one"
-    HookRegistry.register(target, drafts_a_chain, HookType.AROUND)
 
     @SpeculativeAlgorithm.register(
         NAME, supports_overlap=True, validate_server_args=validate, spec_class=PEagleAlgorithm
     )
     def _worker(server_args) -> type:
+        from sglang_backend import hooks
         from sglang_backend.worker import PEagleWorker
 
+        hooks.complete()
         return PEagleWorker

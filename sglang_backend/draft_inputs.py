@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from sglang.srt.speculative.eagle_info import EagleDraftExtendInput
 from torch import Tensor
 
-PADDING_SLOT = 0  # SGLang keeps slot 0 of every KV pool as the sink of padded rows
+from sglang_backend.row_budget import drafter_rows, verified_rows
+
+PADDING_KV_SLOT = 0  # SGLang keeps slot 0 of every KV pool as the sink of padded rows
 MASK_ROW = -1  # the `source` of a row that reads no target state but mask_hidden
 
 
@@ -45,26 +47,26 @@ class DraftRows:
 class DecodeRows(DraftRows):
     """The 2K rows per request of a decode step.
 
-    positions: int64[rows]; slots: int64[rows], where each row's KV goes; is_mask: bool[rows]; is_padding: bool[rows],
-    what stands where drafts were rejected, and all rows of a padded request: mask tokens at position 0 whose KV goes
-    to the padding slot.
+    positions: int64[rows]; kv_slots: int64[rows], where each row's KV goes; is_mask: bool[rows]; is_padding:
+    bool[rows], what stands where drafts were rejected, and all rows of a padded request: mask tokens at position 0
+    whose KV goes to the padding KV slot.
     """
 
     positions: Tensor
-    slots: Tensor
+    kv_slots: Tensor
     is_mask: Tensor
     is_padding: Tensor
 
     @classmethod
     def allocate(cls, bs: int, num_draft_tokens: int, device: torch.device | str) -> DecodeRows:
-        rows, drafts = 2 * num_draft_tokens * bs, num_draft_tokens * bs
+        rows, drafts = drafter_rows(num_draft_tokens) * bs, num_draft_tokens * bs
         ids = [torch.empty(n, dtype=torch.int64, device=device) for n in (rows, rows, drafts, rows, rows)]
         flags = [torch.empty(rows, dtype=torch.bool, device=device) for _ in range(2)]
         return cls(*ids, *flags)
 
     def first(self, bs: int, num_draft_tokens: int) -> DecodeRows:
         """The rows of the first bs requests, as views."""
-        rows, drafts = 2 * num_draft_tokens * bs, num_draft_tokens * bs
+        rows, drafts = drafter_rows(num_draft_tokens) * bs, num_draft_tokens * bs
         sizes = [drafts if field.name == "select_index" else rows for field in fields(self)]
         return DecodeRows(*[getattr(self, f.name)[:n] for f, n in zip(fields(self), sizes, strict=True)])
 
@@ -95,7 +97,7 @@ def fill_rows(
     req_to_token: Tensor, num_draft_tokens: int, mask_token_id: int,
 ) -> None:  # fmt: skip
     """`rows_after_verify` in torch: the reference of kernels.draft_rows.expand. Fills what out has room for."""
-    k, width = num_draft_tokens, 2 * num_draft_tokens
+    k, width = num_draft_tokens, drafter_rows(num_draft_tokens)
     bs, table_width = -(-out.input_ids.numel() // width), req_to_token.shape[1]
     padded = (0, bs - accept_lens.shape[0])
     accepted, length, owner = (F.pad(x.long(), padded)[:, None] for x in (accept_lens, seq_lens, req_pool_indices))
@@ -103,14 +105,14 @@ def fill_rows(
     request = torch.arange(bs, device=accept_lens.device)[:, None]
     real = row < accepted
     used = (row < accepted + k - 1) & (accepted > 0)
-    verified = request * (k + 1) + row
+    verified = request * verified_rows(k) + row
     position = length + row
     token = next_token_ids.long()[verified.clamp(max=next_token_ids.shape[0] - 1)]
-    slot = req_to_token[owner, position.clamp(max=table_width - 1)].long()
+    kv_slot = req_to_token[owner, position.clamp(max=table_width - 1)].long()
     values = {
         "input_ids": torch.where(real, token, mask_token_id),
         "positions": torch.where(used, position, 0),
-        "slots": torch.where(used & (position < table_width), slot, PADDING_SLOT),
+        "kv_slots": torch.where(used & (position < table_width), kv_slot, PADDING_KV_SLOT),
         "source": torch.where(real, verified, MASK_ROW),
         "is_mask": used & ~real,
         "is_padding": ~used,

@@ -29,7 +29,7 @@ from peagle_core.config import PEagleConfig
 from peagle_core.draft_vocabulary import draft_vocab_ids
 from peagle_core.tensors import SHARED
 from sglang_backend.draft_inputs import hidden_rows
-from sglang_backend.head_config import head_directory
+from sglang_backend.head_directory import head_directory
 
 STACKED = {  # checkpoint name -> (fused parameter, shard)
     "q_proj": ("qkv_proj", "q"),

@@ -2,7 +2,7 @@
 
 SGLang's own runner for EAGLE's draft-extend captures K+1 rows and one sampled row per request; this one keeps its
 capture loop, memory pool and attention hooks, and replaces the static batch. A batch between two captured sizes is
-padded with requests whose rows write their KV to the padding slot and are read by nobody. Prefill passes run eagerly.
+padded with requests whose rows write to the padding KV slot and are read by nobody. Prefill passes run eagerly.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sglang.srt.utils.device_timer import device_timer_ctx
 from torch import Tensor
 
 from sglang_backend.draft_inputs import MASK_ROW, DecodeRows, DraftExtendInput
+from sglang_backend.row_budget import drafter_rows, verified_rows
 
 # Those of SGLang's draft-extend list that serve Llama-like attention.
 BACKENDS = ("FlashAttentionBackend", "FlashInferAttnBackend", "TritonAttnBackend", "TRTLLMHAAttnBackend")
@@ -39,7 +40,7 @@ def wanted(attention_backend) -> bool:
 
 def rows_per_request(num_draft_tokens: int):
     """Context: SGLang's attention backends and runners built in it reckon with 2K rows per request, not K+1."""
-    return get_spec().override(speculative_num_draft_tokens=2 * num_draft_tokens)
+    return get_spec().override(speculative_num_draft_tokens=drafter_rows(num_draft_tokens))
 
 
 class DraftGraphs(EAGLEDraftExtendCudaGraphRunner):
@@ -86,7 +87,7 @@ class DraftGraphs(EAGLEDraftExtendCudaGraphRunner):
             batch_size=bs,
             input_ids=rows.input_ids,
             positions=rows.positions,
-            out_cache_loc=rows.slots,
+            out_cache_loc=rows.kv_slots,
             req_pool_indices=buffers.req_pool_indices[:bs],
             seq_lens=buffers.seq_lens[:bs],
             seq_lens_cpu=buffers.seq_lens_cpu[:bs],
@@ -97,7 +98,7 @@ class DraftGraphs(EAGLEDraftExtendCudaGraphRunner):
             return_logprob=False,
             spec_algorithm=self.model_runner.spec_algorithm,
             spec_info=DraftExtendInput(
-                hidden_states=buffers.hidden_states[: bs * (self.num_drafts + 1)],
+                hidden_states=buffers.hidden_states[: bs * verified_rows(self.num_drafts)],
                 source=rows.source,
                 select_index=rows.select_index,
                 num_correct_drafts=buffers.num_correct_drafts[:bs],
@@ -115,7 +116,7 @@ class DraftGraphs(EAGLEDraftExtendCudaGraphRunner):
         bs = forward_batch.batch_size
         padded = self._pad_to_bucket(bs, self.capture_bs)
         buffers, states = self.buffers, forward_batch.spec_info.hidden_states
-        # Padded requests stand at row 0 of req_to_token, whose every entry is the padding slot.
+        # Padded requests stand at row 0 of req_to_token, whose every entry is the padding KV slot.
         buffers.seq_lens[bs:padded].fill_(self.seq_len_fill_value)
         buffers.req_pool_indices[bs:padded].zero_()
         buffers.extend_seq_lens[:padded].fill_(self.captured_req_width)

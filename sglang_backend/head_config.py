@@ -8,7 +8,6 @@ reads the config before SGLang does, so that a broken one is refused in our word
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 from peagle_core.config import PEagleConfig
@@ -18,30 +17,20 @@ from peagle_core.config_formats import (
     load_config_dict,
     sglang_aux_layer_ids,
 )
-from peagle_core.errors import InputError, first_line
+from peagle_core.errors import InputError
 from peagle_core.serve_command import sglang_arguments
+from sglang_backend import NAME
+from sglang_backend.head_directory import head_directory
 
 ARCHITECTURE = "PEagleForCausalLM"
 
 
-@functools.cache
-def head_directory(path: str) -> Path:
-    """A head given as a directory, or by its name on the Hugging Face hub. Raises InputError when it is neither."""
-    if Path(path).is_dir():
-        return Path(path)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:
-        raise InputError(
-            f"{path}: no such directory, nor a model on the Hugging Face hub ({first_line(error)})"
-        ) from None
-
-
-def check_head(algorithm: str | None, head: str | None, *_: object, **__: object) -> None:
-    """BEFORE SGLang's first look at the drafter's config."""
-    if algorithm is not None and algorithm.upper() == "PEAGLE" and head is not None:
+def check_head(
+    speculative_algorithm: str | None, speculative_draft_model_path: str | None, *_: object, **__: object
+) -> None:
+    """Refuse a broken head, or an EAGLE-3 one, BEFORE _resolve_speculative_algorithm_alias looks at its config."""
+    algorithm, head = speculative_algorithm, speculative_draft_model_path
+    if algorithm is not None and algorithm.upper() == NAME and head is not None:
         config = PEagleConfig.from_pretrained(head_directory(head))
         if config.autoregressive:
             tokens = config.num_depths or DEFAULT_SPECULATIVE_TOKENS
@@ -50,7 +39,7 @@ def check_head(algorithm: str | None, head: str | None, *_: object, **__: object
 
 
 def load_nested_config(get_config, model: str, *args, **kwargs):
-    """AROUND transformers' config loading: a nested speculators config has no model_type of its own."""
+    """Flatten a nested speculators config, which has no model_type of its own, AROUND get_config."""
     try:
         nested = "transformer_layer_config" in load_config_dict(Path(model))
     except InputError:
@@ -66,8 +55,8 @@ def load_nested_config(get_config, model: str, *args, **kwargs):
 
 
 def normalise(_result, model_config) -> None:
-    """AFTER ModelConfig._config_draft_model: under PEAGLE, whatever a head calls itself, it is ours."""
-    if not model_config.is_draft_model or model_config.speculative_algorithm != "PEAGLE":
+    """Make a head ours, whatever it calls itself, AFTER ModelConfig._config_draft_model."""
+    if not model_config.is_draft_model or model_config.speculative_algorithm != NAME:
         return
     from sglang.srt.models.registry import ModelRegistry
 
@@ -82,12 +71,3 @@ def normalise(_result, model_config) -> None:
     if config.aux_layer_ids is not None:
         ids = sglang_aux_layer_ids(config.aux_layer_ids)
         hf_config.eagle_config["eagle_aux_hidden_state_layer_ids"] = ids
-
-
-def install() -> None:
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    alias = "sglang.srt.arg_groups.speculative_hook._resolve_speculative_algorithm_alias"
-    HookRegistry.register(alias, check_head, HookType.BEFORE)
-    HookRegistry.register("sglang.srt.utils.hf_transformers_utils.get_config", load_nested_config, HookType.AROUND)
-    HookRegistry.register("sglang.srt.configs.model_config.ModelConfig._config_draft_model", normalise, HookType.AFTER)

@@ -12,9 +12,8 @@ from peagle_core.checkpoint import read_tensors
 from peagle_core.config import PEagleConfig
 from peagle_core.config_formats import load_config_dict
 from peagle_core.errors import InputError
-from sglang_backend.corrections import lora
-from sglang_backend.corrections.adaptive import check_table
-from sglang_backend.head_config import head_directory
+from sglang_backend import NAME, hooks
+from sglang_backend.head_directory import head_directory
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ UNSUPPORTED = {
 
 
 def validate(server_args) -> None:
-    """Runs in the launcher, before any model is loaded. Sets K; raises InputError in one sentence."""
+    """Set K and refuse what cannot be served, in the launcher, before any model is loaded. Raises InputError."""
     if not server_args._speculative_draft_quantization_explicitly_set:
         server_args.speculative_draft_model_quantization = None  # SGLang has put the target's --quantization here
     for name, (fine, instead) in UNSUPPORTED.items():
@@ -62,8 +61,7 @@ def validate(server_args) -> None:
         read_tensors(head, config)  # every tensor there, of the right shape and finite
     _set_num_draft_tokens(server_args, config)
     _check_rejection_sampling(server_args)
-    check_table(server_args)
-    lora.check(server_args)
+    hooks.complete()  # last, for it imports what only a server needs
 
 
 def _check_target(head: Path, config: PEagleConfig, server_args) -> None:
@@ -125,8 +123,8 @@ def _check_rejection_sampling(server_args) -> None:
 
 
 def apply_defaults(server_args) -> None:
-    """The defaults SGLang gives its own EAGLE family."""
-    if current_platform.is_out_of_tree() and not current_platform.supports_speculative_algorithm("PEAGLE"):
+    """Set the defaults that SGLang gives its own EAGLE family."""
+    if current_platform.is_out_of_tree() and not current_platform.supports_speculative_algorithm(NAME):
         raise InputError(f"the platform {type(current_platform).__name__} does not support PEAGLE")
     if server_args.max_running_requests is None:
         server_args.max_running_requests = MAX_RUNNING_REQUESTS

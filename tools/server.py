@@ -44,7 +44,7 @@ class Server:
         self.http.post("/flush_cache", params={"timeout": 10}).raise_for_status()
 
     def counters(self) -> dict[str, int]:
-        """What the PEAGLE worker has counted so far (sglang_backend.worker.Counters)."""
+        """What the PEAGLE worker has counted so far (sglang_backend.counters.Counters)."""
         return self.http.get("/server_info").json()["internal_states"][0]["peagle"]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from sglang_backend.algorithm import NAME
+from sglang_backend import NAME
 
 
 def _bytes_per_layer(model_config, tp_size: int, dtype: torch.dtype) -> int:
@@ -16,7 +16,7 @@ def _bytes_per_layer(model_config, tp_size: int, dtype: torch.dtype) -> int:
 
 
 def count_drafter_layers(kvc) -> None:
-    """BEFORE create_memory_pool_configurator: the drafter's layers, in layers of the target. Idempotent."""
+    """Count the drafter's layers in layers of the target, BEFORE create_memory_pool_configurator. Idempotent."""
     from sglang.srt.mem_cache.kv_cache_dtype import configure_kv_cache_dtype
     from sglang.srt.runtime_context import get_model, get_parallel, get_spec
 
@@ -35,10 +35,3 @@ def count_drafter_layers(kvc) -> None:
     )
     drafter = sizes.draft_kv_num_layers * _bytes_per_layer(head, tp_size, dtype)
     sizes.eagle_draft_num_layers = -(-drafter // _bytes_per_layer(kvc.model_config, tp_size, kvc.kv_cache_dtype))
-
-
-def install() -> None:
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    target = "sglang.srt.model_executor.pool_configurator.create_memory_pool_configurator"
-    HookRegistry.register(target, count_drafter_layers, HookType.BEFORE)

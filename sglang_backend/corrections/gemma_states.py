@@ -7,20 +7,12 @@ Here the layers before a captured state hand on the sum; the next layer then sta
 
 from __future__ import annotations
 
-TARGET = "sglang.srt.model_executor.model_runner_components.attention_backend_setup.configure_aux_hidden_state_capture"
-
 
 def add_residuals(_result, *, model, eagle_use_aux_hidden_state: bool, **_: object) -> None:
-    """AFTER SGLang told the target which states to capture, before any CUDA graph."""
+    """Add the residuals AFTER configure_aux_hidden_state_capture named the layers, before any CUDA graph."""
     if not eagle_use_aux_hidden_state or type(model).__name__ != "Gemma3ForCausalLM":
         return
     backbone = model.model
     for captured in backbone.layers_to_capture:
         if 0 < captured < len(backbone.layers):
             backbone.layers[captured - 1].register_forward_hook(lambda _, __, out: (out[0] + out[1], None))
-
-
-def install() -> None:
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    HookRegistry.register(TARGET, add_residuals, HookType.AFTER)

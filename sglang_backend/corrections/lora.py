@@ -12,27 +12,15 @@ from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.environ import envs
 
 from peagle_core.errors import InputError
-from sglang_backend.algorithm import NAME
+from sglang_backend import NAME
 
 
-def check(server_args) -> None:
-    """SGLang's own exceptions. Raises InputError."""
-    if not (server_args.enable_lora or server_args.lora_paths):
-        return
-    if server_args.speculative_adaptive:
+def let_peagle_in(check: Callable, server_args) -> None:
+    """Admit PEAGLE, AROUND check_lora_speculative_compatibility, with SGLang's own exceptions. Raises InputError."""
+    arguments = resolving_view(server_args)
+    if arguments.speculative_algorithm != NAME:
+        check(server_args)
+    elif arguments.speculative_adaptive:
         raise InputError("LoRA adapters need one K: drop --speculative-adaptive")
-    if envs.SGLANG_ENABLE_OVERLAP_PLAN_STREAM.get():
+    elif envs.SGLANG_ENABLE_OVERLAP_PLAN_STREAM.get():
         raise InputError("LoRA adapters do without SGLANG_ENABLE_OVERLAP_PLAN_STREAM: unset it")
-
-
-def let_peagle_in(sglangs: Callable, server_args) -> None:
-    """AROUND check_lora_speculative_compatibility."""
-    if resolving_view(server_args).speculative_algorithm != NAME:
-        sglangs(server_args)
-
-
-def install() -> None:
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    target = "sglang.srt.arg_groups.lora_hook.check_lora_speculative_compatibility"
-    HookRegistry.register(target, let_peagle_in, HookType.AROUND)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from sglang_backend import cpu
-from sglang_backend.algorithm import NAME
+from sglang_backend import NAME, cpu
 
 
 def refuse(tokenizer_manager, obj, input_ids) -> None:
-    """BEFORE TokenizerManager._validate_one_request: its ValueErrors become HTTP 400.
+    """Refuse a request BEFORE TokenizerManager._validate_one_request, whose ValueErrors become HTTP 400.
 
     A prompt without tokens ends the scheduler inside the target's first layer, and so do embeddings, which SGLang
     rounds to bfloat16, in a target of another dtype. What stands for an image in a prompt is no token: the drafter has
@@ -26,10 +25,3 @@ def refuse(tokenizer_manager, obj, input_ids) -> None:
             raise ValueError("The prompt has no tokens.")
     if drafting and obj.contains_mm_input():
         raise ValueError("PEAGLE drafts text: send requests with images, video or audio to a server without it.")
-
-
-def install() -> None:
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    target = "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request"
-    HookRegistry.register(target, refuse, HookType.BEFORE)

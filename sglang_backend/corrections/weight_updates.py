@@ -14,7 +14,7 @@ from peagle_core.checkpoint import read_tensors
 from peagle_core.config import PEagleConfig
 from peagle_core.errors import InputError
 from peagle_core.tensors import SHARED
-from sglang_backend.algorithm import NAME
+from sglang_backend import NAME
 
 logger = logging.getLogger(__name__)
 
@@ -49,27 +49,27 @@ def _check(model_path: str, found: PEagleConfig, model) -> None:
         raise InputError(f"{model_path} {has} {name!r}, unlike the head being served; restart to change it")
 
 
-def refuse_from_disk(update, manager, request):
-    """AROUND SchedulerWeightUpdaterManager.update_weights_from_disk: a head that cannot take over changes nothing.
+def refuse_from_disk(update, manager, recv_req):
+    """Refuse a head that cannot take over, AROUND SchedulerWeightUpdaterManager.update_weights_from_disk.
 
-    Asked before SGLang goes through the models: once past the target it takes that for updated, tries to flush the
-    cache, and on a busy server answers with that failure instead of our sentence.
+    Nothing has changed then: it is asked before SGLang goes through the models. Once past the target SGLang takes that
+    for updated, tries to flush the cache, and on a busy server answers with that failure instead of our sentence.
     """
     from sglang.srt.managers.io_struct import UpdateWeightFromDiskReqOutput
 
-    head = _head(request.model_path) if _ours() else None
+    head = _head(recv_req.model_path) if _ours() else None
     if head is not None:
         try:
             for _, runner in manager.draft_worker.weight_update_runners():
-                _check(request.model_path, head, runner.weight_updater.get_model())
+                _check(recv_req.model_path, head, runner.weight_updater.get_model())
         except InputError as error:
             logger.error(error)
             return UpdateWeightFromDiskReqOutput(success=False, message=str(error))
-    return update(manager, request)
+    return update(manager, recv_req)
 
 
 def update_from_disk(update, updater, model_path: str, *args, **kwargs) -> tuple[bool, str]:
-    """AROUND WeightUpdater.update_weights_from_disk: a head updates the drafter, anything else the target."""
+    """Give a head to the drafter alone, anything else to the target, AROUND WeightUpdater.update_weights_from_disk."""
     from sglang_backend.drafter_model import PEagleForCausalLM
 
     if not _ours():
@@ -84,7 +84,7 @@ def update_from_disk(update, updater, model_path: str, *args, **kwargs) -> tuple
 
 
 def update_from_tensor(update, updater, *args, **kwargs) -> tuple[bool, str]:
-    """AROUND WeightUpdater.update_weights_from_tensor: a tensor that does not fit is an answer, not the end."""
+    """Answer a tensor that does not fit with a sentence, AROUND WeightUpdater.update_weights_from_tensor."""
     try:
         return update(updater, *args, **kwargs)
     except InputError as error:
@@ -92,20 +92,9 @@ def update_from_tensor(update, updater, *args, **kwargs) -> tuple[bool, str]:
 
 
 def end_update(_result, updater, **_kwargs) -> None:
-    """AFTER WeightUpdater.end_weight_update: tensors may have been written past `load_weights` (load_format=direct)."""
+    """Project mask_hidden AFTER WeightUpdater.end_weight_update: load_format=direct writes past `load_weights`."""
     from sglang_backend.drafter_model import PEagleForCausalLM
 
     model = updater.get_model()
     if isinstance(model, PEagleForCausalLM):
         model.post_load_weights()
-
-
-def install() -> None:
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    manager = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager."
-    HookRegistry.register(manager + "update_weights_from_disk", refuse_from_disk, HookType.AROUND)
-    updater = "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater."
-    HookRegistry.register(updater + "update_weights_from_disk", update_from_disk, HookType.AROUND)
-    HookRegistry.register(updater + "update_weights_from_tensor", update_from_tensor, HookType.AROUND)
-    HookRegistry.register(updater + "end_weight_update", end_update, HookType.AFTER)

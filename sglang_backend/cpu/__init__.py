@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 NAME = "peagle_cpu"  # the entry point's name, and so the value of SGLANG_PLATFORM
+ATTENTION_BACKEND = "torch_sdpa"
 
 
 def selected() -> bool:

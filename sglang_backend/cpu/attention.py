@@ -15,19 +15,21 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 from torch import Tensor
 
+from sglang_backend.cpu import ATTENTION_BACKEND
+
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows start..stop of the batch belong to one request; slots: int64[prefix + rows], its keys in order.
+    """Rows start..stop of the batch belong to one request; kv_slots: int64[prefix + rows], its keys in order.
 
-    window_slots: the same in the pool of the sliding-window layers, where SGLang keeps one (gpt-oss); positions that
-    have left the window are the padding slot there, and masked.
+    window_kv_slots: the same in the pool of the sliding-window layers, where SGLang keeps one (gpt-oss); positions that
+    have left the window are the padding KV slot there, and masked.
     """
 
     start: int
     stop: int
-    slots: Tensor
-    window_slots: Tensor | None
+    kv_slots: Tensor
+    window_kv_slots: Tensor | None
     mask: Tensor | None  # bool[rows, prefix + rows]; None: every key is visible
 
 
@@ -75,10 +77,12 @@ class TorchSdpaBackend(AttentionBackend):
         prefixes, lengths = self._extents(forward_batch)
         rows, start = [], 0
         for request, prefix, length in zip(forward_batch.req_pool_indices.tolist(), prefixes, lengths, strict=True):
-            slots = self.req_to_token[request, : prefix + length].to(torch.int64)
-            window_slots = self.token_to_kv_pool.translate_loc_from_full_to_swa(slots) if self.has_window_pool else None
+            kv_slots = self.req_to_token[request, : prefix + length].to(torch.int64)
+            window_kv_slots = (
+                self.token_to_kv_pool.translate_loc_from_full_to_swa(kv_slots) if self.has_window_pool else None
+            )
             mask = torch.ones(length, prefix + length, dtype=torch.bool).tril(prefix) if length > 1 else None
-            rows.append(_Rows(start, start + length, slots, window_slots, mask))
+            rows.append(_Rows(start, start + length, kv_slots, window_kv_slots, mask))
             start += length
         self.rows = rows
 
@@ -98,7 +102,7 @@ class TorchSdpaBackend(AttentionBackend):
         """The causal mask, narrowed to the last `window` + 1 keys where the layer slides (-1: it does not)."""
         if window < 0:
             return rows.mask
-        length, keys = rows.stop - rows.start, len(rows.slots)
+        length, keys = rows.stop - rows.start, len(rows.kv_slots)
         causal = torch.ones(length, keys, dtype=torch.bool).tril(keys - length)
         return causal & ~causal.tril(keys - length - window - 1)
 
@@ -110,23 +114,23 @@ class TorchSdpaBackend(AttentionBackend):
         pool = self.token_to_kv_pool
         if save_kv_cache and k is not None:
             k, v = k.view(-1, layer.tp_k_head_num, head_dim), v.view(-1, layer.tp_v_head_num, v_dim)
-            pool.set_kv_buffer(layer, self._write_slots(forward_batch), k, v)
+            pool.set_kv_buffer(layer, self._write_kv_slots(forward_batch), k, v)
         keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
         in_window_pool = self.has_window_pool and pool.layers_mapping[layer.layer_id][1]
         q = q.view(-1, heads, head_dim)
         window = getattr(layer, "sliding_window_size", None)
         window = -1 if window is None else window
         for r in self.rows:
-            slots = r.window_slots if in_window_pool else r.slots
-            k, v, mask = keys[slots].to(q.dtype), values[slots].to(q.dtype), self._mask(r, window)
+            kv_slots = r.window_kv_slots if in_window_pool else r.kv_slots
+            k, v, mask = keys[kv_slots].to(q.dtype), values[kv_slots].to(q.dtype), self._mask(r, window)
             out[r.start : r.stop] = attend(q[r.start : r.stop], k, v, mask, layer.scaling, sinks, layer.logit_cap)
         return out.flatten(1)
 
-    def _write_slots(self, forward_batch) -> Tensor | KVWriteLoc:
-        slots = forward_batch.out_cache_loc
+    def _write_kv_slots(self, forward_batch) -> Tensor | KVWriteLoc:
+        kv_slots = forward_batch.out_cache_loc
         if not self.has_window_pool:
-            return slots
-        return KVWriteLoc(slots, self.token_to_kv_pool.translate_loc_from_full_to_swa(slots))
+            return kv_slots
+        return KVWriteLoc(kv_slots, self.token_to_kv_pool.translate_loc_from_full_to_swa(kv_slots))
 
     def support_triton(self) -> bool:
         return False
@@ -144,37 +148,30 @@ class TorchSdpaMultiStep:
             backend.init_forward_metadata(forward_batch)
 
 
-def install(name: str) -> None:
-    """Register the backend under `name`, and teach SGLang's AR draft-backend factory about it."""
+def register_backend() -> None:
+    """Make the backend known to SGLang by its name."""
     from sglang.srt.arg_groups.choices import add_attention_backend_choices, add_draft_attention_backend_choices
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    register_attention_backend(name)(TorchSdpaBackend)
-    add_attention_backend_choices([name])
-    add_draft_attention_backend_choices([name])
-
-    def decode_backend(factory):
-        if factory.speculative_num_steps <= 1:
-            return None
-        return TorchSdpaMultiStep(factory.draft_model_runner, factory.topk, factory.speculative_num_steps)
-
-    def extend_backend(factory):
-        return TorchSdpaBackend(factory.draft_model_runner)
-
-    factory = "sglang.srt.speculative.draft_utils.DraftBackendFactory."
-    HookRegistry.register(factory + "create_decode_backend", decode_backend, HookType.REPLACE)
-    HookRegistry.register(factory + "create_draft_extend_backend", extend_backend, HookType.REPLACE)
-    _admit_where_names_are_listed(name)
+    register_attention_backend(ATTENTION_BACKEND)(TorchSdpaBackend)
+    add_attention_backend_choices([ATTENTION_BACKEND])
+    add_draft_attention_backend_choices([ATTENTION_BACKEND])
 
 
-def _admit_where_names_are_listed(name: str) -> None:
-    """SGLang serves gpt-oss on a list of backends by name: those with sinks and windows. Ours has what its own backend
-    for CPUs has, so in that one check it goes by that name.
-    """
-    from sglang.srt.arg_groups import model_hook
+def decode_backend(factory) -> TorchSdpaMultiStep | None:
+    """Return what DraftBackendFactory.create_decode_backend should: the backends of autoregressive draft steps."""
+    if factory.speculative_num_steps <= 1:
+        return None
+    return TorchSdpaMultiStep(factory.draft_model_runner, factory.topk, factory.speculative_num_steps)
 
-    backends_of = model_hook.attention_backends_of
-    model_hook.attention_backends_of = lambda view: tuple(
-        "intel_amx" if backend == name else backend for backend in backends_of(view)
-    )
+
+def extend_backend(factory) -> TorchSdpaBackend:
+    """Return what DraftBackendFactory.create_draft_extend_backend should."""
+    return TorchSdpaBackend(factory.draft_model_runner)
+
+
+def backends_as_listed(cfg) -> tuple:
+    """Return SGLang's attention_backends_of, ours by the name of SGLang's own for CPUs, which has as much."""
+    from sglang.srt.arg_groups.model_override_base import attention_backends_of
+
+    return tuple("intel_amx" if backend == ATTENTION_BACKEND else backend for backend in attention_backends_of(cfg))

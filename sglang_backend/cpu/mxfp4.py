@@ -9,18 +9,15 @@ import torch
 from torch import Tensor
 
 
-def upcast(tensor: Tensor, scale: Tensor, target_dtype: torch.dtype, axis: int) -> Tensor:
-    """REPLACE triton_kernels' upcast_from_mxfp, with the torch code that stands beside it."""
+def upcast(
+    tensor: Tensor, scale: Tensor, target_dtype: torch.dtype, axis: int, tensor_scale: Tensor | None = None
+) -> Tensor:
+    """Unpack with the torch code that stands beside triton_kernels' upcast_from_mxfp.
+
+    tensor_scale: of NVFP4, which is not served here.
+    """
+    if tensor_scale is not None:
+        raise NotImplementedError("the CPU platform unpacks MXFP4 alone")
     from triton_kernels.numerics_details.mxfp import upcast_from_mxfp_torch
 
     return upcast_from_mxfp_torch(tensor, scale, target_dtype, axis)
-
-
-def install() -> None:
-    from sglang.srt.layers import quantization
-    from sglang.srt.layers.quantization import mxfp4
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    HookRegistry.register("triton_kernels.numerics_details.mxfp.upcast_from_mxfp", upcast, HookType.REPLACE)
-    quantization.QUANTIZATION_METHODS["mxfp4"] = mxfp4.Mxfp4Config
-    mxfp4._is_cpu = True

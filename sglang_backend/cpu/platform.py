@@ -1,7 +1,8 @@
 """An out-of-tree SGLang platform on plain torch: `SGLANG_PLATFORM=peagle_cpu python -m sglang.launch_server ...`.
 
 SGLang's compiled kernels do not load without a GPU, so this platform chooses torch paths everywhere and puts torch
-twins (`cpu.twins`) where SGLang has only Triton or CUDA. It is opt-in: without SGLANG_PLATFORM it never activates.
+functions where SGLang has only Triton or CUDA (`cpu/hooks.py`). It is opt-in: without SGLANG_PLATFORM it never
+activates.
 SGLang imports this module in the middle of its own import, so everything but the base classes is imported late.
 """
 
@@ -15,10 +16,10 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import KVPoolKind, PlatformCapabilities, SRTPlatform
 
 from peagle_core.errors import InputError
-from sglang_backend.cpu import torch_kernels
+from sglang_backend import NAME
+from sglang_backend.cpu import ATTENTION_BACKEND, torch_kernels
 
-ATTENTION_BACKEND = "torch_sdpa"
-SPECULATIVE_ALGORITHMS = ("PEAGLE", "EAGLE3")
+SPECULATIVE_ALGORITHMS = (NAME, "EAGLE3")
 
 
 class CpuReferencePlatform(CpuDeviceMixin, SRTPlatform):
@@ -34,6 +35,10 @@ class CpuReferencePlatform(CpuDeviceMixin, SRTPlatform):
         return False
 
     def apply_server_args_defaults(self, server_args) -> None:
+        from sglang_backend.cpu.hooks import CPU_HOOKS
+        from sglang_backend.patching import require
+
+        require(CPU_HOOKS)
         if server_args.enable_deterministic_inference:
             raise InputError("the CPU platform has no deterministic kernels: drop --enable-deterministic-inference")
         if server_args.speculative_algorithm == "EAGLE3" and server_args.speculative_eagle_topk != 1:

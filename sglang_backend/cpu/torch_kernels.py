@@ -1,6 +1,6 @@
-"""Torch twins of SGLang's Triton and CUDA helpers on the speculative path, for chains (topk = 1).
+"""Torch versions of SGLang's Triton and CUDA helpers on the speculative path, for chains (topk = 1).
 
-Each takes the arguments of the function it stands in for and writes the same outputs; `install` puts them in place.
+Each takes the arguments of the function it stands in for and writes the same outputs (`cpu/hooks.py` pairs them).
 Drafts are chains here, never trees: PEAGLE refuses `--speculative-eagle-topk` above 1; with EAGLE3 do not set it.
 """
 
@@ -27,7 +27,7 @@ def extend_cache_locs(
 def assign_draft_cache_locs(
     req_pool_indices, req_to_token, seq_lens, out_cache_loc, topk, num_cols, positions=None, mrope=None
 ) -> None:
-    """Slots of the topk * num_cols positions from seq_lens on, per request."""
+    """KV slots of the topk * num_cols positions from seq_lens on, per request."""
     columns = seq_lens[:, None] + torch.arange(topk * num_cols)
     out_cache_loc.copy_(req_to_token[req_pool_indices[:, None], columns].flatten())
     if positions is not None:
@@ -35,17 +35,17 @@ def assign_draft_cache_locs(
 
 
 def assign_req_to_token(req_pool_indices, req_to_token, start_offset, end_offset, out_cache_loc, batch_size) -> None:
-    """Enter newly allocated slots into the requests' rows, positions start..end-1."""
+    """Enter newly allocated KV slots into the requests' rows, positions start..end-1."""
     taken = 0
     for row, start, end in zip(req_pool_indices.tolist(), start_offset.tolist(), end_offset.tolist(), strict=True):
         req_to_token[row, start:end] = out_cache_loc[taken : taken + end - start]
         taken += end - start
 
 
-def last_slots(req_to_token: Tensor, req_pool_indices: Tensor, prefix_lens: Tensor) -> Tensor:
+def last_kv_slots(req_to_token: Tensor, req_pool_indices_tensor: Tensor, prefix_lens_tensor: Tensor) -> Tensor:
     """int64[bs]: the KV slot of each request's last token, -1 where it has none."""
-    slots = req_to_token[req_pool_indices, (prefix_lens - 1).clamp(min=0)]
-    return torch.where(prefix_lens > 0, slots, -1).to(prefix_lens.dtype)
+    kv_slots = req_to_token[req_pool_indices_tensor, (prefix_lens_tensor - 1).clamp(min=0)]
+    return torch.where(prefix_lens_tensor > 0, kv_slots, -1).to(prefix_lens_tensor.dtype)
 
 
 def build_chain(
@@ -87,11 +87,13 @@ def verify_greedy(
 def verify_sampling(
     *, predicts, accept_index, accept_token_num, candidates, retrive_index, retrive_next_token, retrive_next_sibling,
     uniform_samples, uniform_samples_for_final_sampling, target_probs, draft_probs, threshold_single=1.0,
-    threshold_acc=1.0, deterministic=True,
+    threshold_acc=1.0, deterministic=True, block_verification=False,
 ) -> None:  # fmt: skip
     """Speculative sampling of a chain. target_probs: [bs, K+1, V]; draft_probs: [bs, K or K+1, V], all zero where the
     drafts were chosen without sampling (a draft then stands with the target's own probability of it).
     """
+    if block_verification:
+        raise NotImplementedError("the CPU platform accepts draft by draft")
     drafts = candidates[:, 1:]
     steps = drafts.shape[1]
     p = target_probs[:, :steps].gather(2, drafts[..., None])[..., 0]
@@ -149,38 +151,7 @@ def top_p_renorm(probs: Tensor, top_p: Tensor) -> Tensor:
     return kept / kept.sum(-1, keepdim=True)
 
 
-def swiglu_gpt_oss(x: Tensor, alpha: float, limit: float) -> Tensor:
+def swiglu_gpt_oss(x: Tensor, gemm1_alpha: float, gemm1_limit: float) -> Tensor:
     """gpt-oss' gated activation of interleaved columns. SGLang's is compiled, which takes a C++ compiler on a CPU."""
-    gate, up = x[..., ::2].clamp(max=limit), x[..., 1::2].clamp(-limit, limit)
-    return gate * torch.sigmoid(gate * alpha) * (up + 1)
-
-
-REPLACED = {
-    "sglang.kernels.ops.speculative.spec_tree.build_tree_kernel_efficient_func": build_chain,
-    "sglang.kernels.ops.speculative.spec_tree.verify_tree_greedy_func": verify_greedy,
-    "sglang.kernels.ops.speculative.eagle.fill_bonus_tokens_func": fill_bonus_tokens,
-    "sglang.kernels.ops.speculative.cache_locs.assign_draft_cache_locs_contiguous_func": assign_draft_cache_locs,
-    "sglang.kernels.ops.memory.common.get_last_loc_triton": last_slots,
-    "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func": assign_req_to_token,
-    "sglang.kernels.ops.speculative.gather_spec_extras.gather_spec_extras": gather_spec_extras,
-    "sglang.kernels.ops.speculative.row_argmax.row_argmax": row_argmax,
-    "sglang.kernels.ops.speculative.reject_sampling.chain_speculative_sampling_triton": verify_sampling,
-    "sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe.swiglu_gpt_oss_sigmoid_alpha": swiglu_gpt_oss,
-}
-# None where SGLang knows no kernel for the device: nothing a hook could wrap, so the verify module's names are set.
-ABSENT = {
-    "tree_speculative_sampling_target_only": verify_sampling,
-    "top_k_renorm_prob": top_k_renorm,
-    "top_p_renorm_prob": top_p_renorm,
-}
-
-
-def install() -> None:
-    """Register the twins with SGLang's hook registry, which patches every module that imported the originals."""
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-    from sglang.srt.speculative import eagle_utils
-
-    for target, twin in REPLACED.items():
-        HookRegistry.register(target, twin, HookType.REPLACE)
-    for name, twin in ABSENT.items():
-        setattr(eagle_utils, name, twin)
+    gate, up = x[..., ::2].clamp(max=gemm1_limit), x[..., 1::2].clamp(-gemm1_limit, gemm1_limit)
+    return gate * torch.sigmoid(gate * gemm1_alpha) * (up + 1)

@@ -10,7 +10,6 @@ but as JSON. Here they go to a file per request, named by its request id, before
 from __future__ import annotations
 
 import logging
-import os
 import re
 from pathlib import Path
 
@@ -26,9 +25,6 @@ logger = logging.getLogger(__name__)
 
 # Requests with another id are served and leave no file.
 REQUEST_ID = re.compile(r"states-[0-9a-f]+-[0-9a-f]+(_\d+)?")
-FORWARD = "sglang.srt.managers.tp_worker.TpModelWorker.forward_batch_generation"
-ARGUMENTS = "sglang.srt.arg_groups.validation_hook.handle_aux_hidden_state_capture"
-INTERNAL_STATE = "sglang.srt.managers.scheduler_components.internal_state.SchedulerInternalStateController"
 # server argument -> (what it must be, what to do)
 NEEDED = {
     "enable_return_aux_hidden_states": (True, "add --enable-return-aux-hidden-states"),
@@ -89,15 +85,3 @@ class Capture:
     def tell(self, _result, _controller, state: dict) -> None:
         """AFTER a part of /server_info: where the files are."""
         state["peagle_states"] = {"directory": str(self.directory)}
-
-
-def install() -> None:
-    """Nothing without PEAGLE_STATES_DIR."""
-    if not (named := os.environ.get("PEAGLE_STATES_DIR")):
-        return
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
-    capture = Capture(Path(named).absolute())
-    HookRegistry.register(ARGUMENTS, capture.check, HookType.AFTER)
-    HookRegistry.register(FORWARD, capture.take, HookType.AFTER)
-    HookRegistry.register(f"{INTERNAL_STATE}._add_topology", capture.tell, HookType.AFTER)

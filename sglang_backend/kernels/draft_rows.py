@@ -17,8 +17,9 @@ MAX_COLUMNS = 1024
 # Not specialized on counts that change from step to step: each new kind would compile anew while requests wait.
 @triton.jit(do_not_specialize=["num_requests", "num_rows", "num_selected"])
 def expand_rows(
-    NEXT_TOKENS, ACCEPTED, LENGTHS, REQUESTS, TABLE, INPUT_IDS, POSITIONS, SLOTS, SOURCE, IS_MASK, IS_PADDING, SELECT,
-    num_requests, table_width, mask_token_id, num_rows, num_selected, K: tl.constexpr, BLOCK: tl.constexpr,
+    NEXT_TOKENS, ACCEPTED, LENGTHS, REQUESTS, TABLE, INPUT_IDS, POSITIONS, KV_SLOTS, SOURCE, IS_MASK,
+    IS_PADDING, SELECT, num_requests, table_width, mask_token_id, num_rows, num_selected, K: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One request per program; programs past num_requests write padding. Arguments as in `draft_inputs.fill_rows`.
 
@@ -37,13 +38,13 @@ def expand_rows(
     verified = request * (K + 1) + row
     token = tl.load(NEXT_TOKENS + verified, mask=real, other=0).to(tl.int64)
     position = length + row
-    slot = tl.load(TABLE + owner * table_width + position, mask=used & (position < table_width), other=0)
+    kv_slot = tl.load(TABLE + owner * table_width + position, mask=used & (position < table_width), other=0)
 
     out = request * 2 * K + row
     fits = (row < 2 * K) & (out < num_rows)
     tl.store(INPUT_IDS + out, tl.where(real, token, mask_token_id), mask=fits)
     tl.store(POSITIONS + out, tl.where(used, position, 0), mask=fits)
-    tl.store(SLOTS + out, slot.to(tl.int64), mask=fits)
+    tl.store(KV_SLOTS + out, kv_slot.to(tl.int64), mask=fits)
     tl.store(SOURCE + out, tl.where(real, verified, -1).to(tl.int64), mask=fits)
     tl.store(IS_MASK + out, (used & (row >= accepted)).to(tl.uint8), mask=fits)
     tl.store(IS_PADDING + out, (used == 0).to(tl.uint8), mask=fits)
@@ -63,7 +64,7 @@ def expand(
     if num_rows:
         expand_rows[grid](
             next_token_ids, accept_lens, seq_lens, req_pool_indices, req_to_token, out.input_ids, out.positions,
-            out.slots, out.source, out.is_mask.view(torch.uint8), out.is_padding.view(torch.uint8), out.select_index,
+            out.kv_slots, out.source, out.is_mask.view(torch.uint8), out.is_padding.view(torch.uint8), out.select_index,
             accept_lens.numel(), req_to_token.shape[1], mask_token_id, num_rows, out.select_index.numel(),
             K=num_draft_tokens, BLOCK=triton.next_power_of_2(2 * num_draft_tokens), num_warps=1,
         )  # fmt: skip

@@ -76,7 +76,7 @@ def decode_step(worker, batch, result, **kwargs) -> None:
         # The worst leftovers of an earlier batch: padded rows would write over the first token of the first request.
         graphs.static.source.fill_(0)
         graphs.static.input_ids.fill_(7)
-        graphs.static.slots.fill_(worker.req_to_token_pool.req_to_token[batch.req_pool_indices[0], 0])
+        graphs.static.kv_slots.fill_(worker.req_to_token_pool.req_to_token[batch.req_pool_indices[0], 0])
     with NoHostSync(batch.seq_lens_cpu) as watched:
         worker.unwatched(batch, result, **kwargs)
     report(
@@ -121,7 +121,7 @@ def stand_in_for_cuda() -> None:
     from sglang.srt.model_executor.graph_shared_output import GraphSharedOutput
     from sglang.srt.speculative import eagle_draft_extend_cuda_graph_runner as sglangs
 
-    from sglang_backend import graphs, scratch_slots, worker
+    from sglang_backend import drafter_pass, graphs, scratch_kv_slots
     from sglang_backend.cpu.attention import TorchSdpaBackend
 
     class Graphs(graphs.DraftGraphs):
@@ -144,8 +144,8 @@ def stand_in_for_cuda() -> None:
     TorchSdpaBackend.get_cuda_graph_seq_len_fill_value = lambda _: 1
     TorchSdpaBackend.init_forward_metadata_out_graph = plan_replay
     # SGLang's own: pinned where there is a GPU; and what it evicts from its cache.
-    worker.async_h2d = allowed(worker.async_h2d)
-    scratch_slots.evict_from_tree_cache = allowed(scratch_slots.evict_from_tree_cache)
+    drafter_pass.async_h2d = allowed(drafter_pass.async_h2d)
+    scratch_kv_slots.evict_from_tree_cache = allowed(scratch_kv_slots.evict_from_tree_cache)
     # The CPU backend asks for lengths all the time; the backends of GPUs are SGLang's.
     for name in ("init_forward_metadata", "init_forward_metadata_out_graph", "forward"):
         setattr(TorchSdpaBackend, name, allowed(getattr(TorchSdpaBackend, name)))

@@ -51,11 +51,12 @@ def plugin_path(root: Path, module: str) -> str:
     return f"{plugin.parent}:{Path(__file__).parent}:{Path(__file__).parents[2]}"
 
 
-def refuse(target: Path, *arguments: str) -> tuple[int, str, float]:
+def refuse(target: Path, *arguments: str, **extra_environment: str) -> tuple[int, str, float]:
     """Start a server that should refuse to start: (exit code, what it said, the processor time it took in seconds)."""
     command = launch_command(target, free_port(), *SERVE, *arguments)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, env=cpu_environment(), capture_output=True, text=True, timeout=180)
+    environment = cpu_environment(**extra_environment)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return done.returncode, done.stderr, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

@@ -8,7 +8,8 @@ sglang = pytest.importorskip("sglang")
 
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm  # noqa: E402
 
-from sglang_backend import algorithm, plugin  # noqa: E402
+from sglang_backend import algorithm, row_budget  # noqa: E402
+from sglang_backend.corrections import chain_attention  # noqa: E402
 
 
 def test_every_public_method_of_the_enum_exists():
@@ -19,8 +20,7 @@ def test_every_public_method_of_the_enum_exists():
 
 
 def test_registering_twice_is_harmless():
-    plugin.register()
-    plugin.register()
+    algorithm.register()
     algorithm.register()
     assert SpeculativeAlgorithm.from_string("PEAGLE").is_eagle3()
 
@@ -28,11 +28,12 @@ def test_registering_twice_is_harmless():
 def test_blackwell_gives_chains_its_fastest_attention():
     from sglang.srt.arg_groups.model_override_base import _forces_eagle_topk_one
 
-    takes = [algorithm.drafts_a_chain(_forces_eagle_topk_one, name) for name in ("PEAGLE", "dflash", "EAGLE3")]
+    takes = [chain_attention.let_peagle_in(_forces_eagle_topk_one, name) for name in ("PEAGLE", "dflash", "EAGLE3")]
     assert takes == [True, True, False]
 
 
 @pytest.mark.parametrize("k", range(1, 12))
 def test_the_reservation_covers_the_mask_rows(k):
     # Lag of the scheduler's length (K+1) + rows of a pass (2K).
-    assert 2 * max(k + 1, algorithm.reserved_slots(k)) >= (k + 1) + 2 * k
+    reserved = 2 * max(row_budget.verified_rows(k), row_budget.reserved_kv_slots(k))
+    assert reserved >= (k + 1) + 2 * k

@@ -11,7 +11,7 @@ pytest.importorskip("sglang")
 
 from sglang_backend.draft_inputs import (
     MASK_ROW,
-    PADDING_SLOT,
+    PADDING_KV_SLOT,
     DecodeRows,
     rows_after_prefill,
     rows_after_verify,
@@ -47,9 +47,9 @@ def test_rows_after_verify(k, data):
             assert rows.input_ids[at] == (chosen[i * (k + 1) + r] if real else MASK)
             assert rows.source[at] == (i * (k + 1) + r if real else MASK_ROW)
             assert rows.positions[at] == (length + r if used else 0)
-            assert rows.slots[at] == (table[owners[i], length + r] if inside else PADDING_SLOT)
+            assert rows.kv_slots[at] == (table[owners[i], length + r] if inside else PADDING_KV_SLOT)
         assert rows.select_index[i * k : (i + 1) * k].tolist() == [i * width + a - 1 + j for j in range(k)]
-    assert rows.is_padding[bs * width :].all() and (rows.slots[bs * width :] == PADDING_SLOT).all()
+    assert rows.is_padding[bs * width :].all() and (rows.kv_slots[bs * width :] == PADDING_KV_SLOT).all()
     assert (rows.select_index < padded * width).all()
 
 

@@ -33,7 +33,7 @@ def test_under_the_interpreter():
 
 @st.composite
 def verified_batches(draw) -> tuple[int, dict[str, Any]]:
-    """K 1..8 and 1..8 requests with any number of accepted drafts, some close to the end of the slot table."""
+    """K 1..8 and 1..8 requests with any number of accepted drafts, some close to the end of the table of KV slots."""
     k = draw(st.integers(1, 8))
     accept = draw(st.lists(st.integers(1, k + 1), min_size=1, max_size=8))
     bs = len(accept)
@@ -97,7 +97,7 @@ def test_states_of_more_rows_than_the_buffer_holds():
 
 TYPES = """
 *i32 TABLE ACCEPTED
-*i64 NEXT_TOKENS LENGTHS REQUESTS INPUT_IDS POSITIONS SLOTS SOURCE SELECT
+*i64 NEXT_TOKENS LENGTHS REQUESTS INPUT_IDS POSITIONS KV_SLOTS SOURCE SELECT
 *u8 IS_MASK IS_PADDING
 *bf16 STATES MASK_STATE OUT
 i32 num_requests table_width mask_token_id num_rows num_selected num_states width

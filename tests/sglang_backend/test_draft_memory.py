@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("sglang")
 
 
-from sglang_backend.algorithm import NAME
+from sglang_backend import NAME
 from sglang_backend.corrections import draft_memory
 
 

@@ -1,4 +1,4 @@
-"""The torch twins of SGLang's kernels, against peagle_core's plain verification and loops from their descriptions."""
+"""The torch versions of SGLang's kernels, against peagle_core's plain verification and loops as they are described."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """KV slots for the mask rows of a prefill pass, where SGLang has reserved nothing past the prompt.
 
 They live for one drafter pass: allocated, entered into the requests' rows, and freed again right after it. In decode
-steps no scratch is needed: the scheduler's reservation covers the mask rows (algorithm.reserved_slots).
+steps no scratch is needed: the scheduler's reservation covers the mask rows (row_budget.reserved_kv_slots).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from sglang.srt.mem_cache.common import evict_from_tree_cache
 from torch import Tensor
 
 
-class ScratchSlots:
-    """Slots of positions length..length+masks-1 of each finished prompt; use as a context manager.
+class ScratchKVSlots:
+    """KV slots of positions length..length+masks-1 of each finished prompt; use as a context manager.
 
-    `.available` is False when the pool has too few free slots: the pass then goes without masks.
+    `.available` is False when the pool has too few that are free: the pass then goes without masks.
     """
 
     def __init__(self, batch, allocator, req_to_token: Tensor, lengths: list[int], masks: list[int]) -> None:
@@ -55,7 +55,7 @@ class ScratchSlots:
             start += page_count * self.page_size
         return True
 
-    def __enter__(self) -> ScratchSlots:
+    def __enter__(self) -> ScratchKVSlots:
         return self
 
     def __exit__(self, *_: object) -> None:
