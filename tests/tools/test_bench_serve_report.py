@@ -95,8 +95,9 @@ def test_an_answer_is_cut_where_its_steps_ended():
 
 
 def test_a_last_step_that_the_limit_cut_off_has_no_token_of_the_targets_own():
-    taken = cut(answer([1, 2, 3, 4, 5], [1, 3, 5], (0, 1, 0, 1)), {})
+    taken = cut(answer([1, 2, 3, 4, 5], [1, 3, 5], (0, 1, 0, 1)), {13: (4, 5, 6)})
     assert [step.accepted for step in taken] == [0, 1, 2]  # of the last step's 3 correct drafts two were wanted
+    assert taken[-1].drafted == (4, 5)  # the third was not refused
     assert cut(answer([1], [1]), {})[0].tokens == (1,)
 
 

@@ -117,8 +117,10 @@ def cut(answer: Answer, drafts: dict[int, tuple[int, ...]]) -> list[Step]:
         return found
     # The last step may have been cut off by the limit or the end token: how many drafts stood, the server counts.
     last = found.pop()
-    correct = sum(n * times for n, times in enumerate(answer.correct_drafts))
-    return [*found, replace(last, accepted=min(len(last.tokens), correct - sum(step.accepted for step in found)))]
+    stood = sum(n * times for n, times in enumerate(answer.correct_drafts)) - sum(step.accepted for step in found)
+    if stood < len(last.tokens):
+        return [*found, replace(last, accepted=stood)]
+    return [*found, replace(last, accepted=len(last.tokens), drafted=(last.drafted or ())[: len(last.tokens)] or None)]
 
 
 def _show(taken: list[Step], writer: PromptWriter) -> list[ShownStep]:
