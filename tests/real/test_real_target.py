@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from tools.convert.__main__ import main as convert
 from tools.inspect.__main__ import main as inspect
-from tools.real_target import MODULE, answer, build
+from tools.real_target import answer, build
 from tools.server import Server, cpu_environment, serve
 from trainer.__main__ import main as trainer
 
@@ -54,7 +54,6 @@ DRAFTER = (
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip(MODULE, reason="the wheel is not installed; make real-target")
     return build(tmp_path_factory.mktemp("real") / "smollm2-135m-instruct")
 
 
