@@ -20,6 +20,7 @@ from tools.bench.serve.metrics import Row
 from tools.bench.serve.results import Results
 
 INK, GRID = "#1f2733", "#dfe4ea"
+LEGEND_INCHES = 1.6  # of the longest label, "no speculation", with its handle
 SHADES = {NONE: ("#9aa4b2",), EAGLE3: ("#f6c28b", "#ec9b45", "#cf7516", "#9a5208"),
           PEAGLE: ("#9fc4f5", "#4f8fe6", "#1f5fc4", "#103a80")}  # fmt: skip
 STYLE: Any = {
@@ -80,8 +81,11 @@ def _panels(results: Results, titles: Sequence[str], height: float) -> tuple[Fig
 
 
 def _legend(figure: Figure, panel: Axes) -> None:
+    """Put the panel's labels below all panels, on as few lines as the figure's width allows."""
     handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels) if len(labels) < 8 else 4)
+    fit = max(1, int(figure.get_figwidth() / LEGEND_INCHES))
+    lines = -(-len(labels) // fit)
+    figure.legend(handles, labels, loc="outside lower center", ncols=-(-len(labels) // lines))
 
 
 def _latest(rows: Sequence[Row]) -> dict[str, Row]:
