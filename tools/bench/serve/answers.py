@@ -34,7 +34,7 @@ def answers_section(samples: Sequence[Sample]) -> str:
     return (
         '<h2>Answers, step by step</h2><p class="soft">A thin line begins each step: one verification of '
         "a draft by the target. The bars above an answer are its steps, as high as the tokens that each one made. "
-        "Point at a step to read its drafts. Refused drafts are known of PEAGLE servers that the benchmark started.</p>"
+        "Point at a step to read its drafts. Refused drafts are shown for PEAGLE servers started here.</p>"
         f'<div class="controls">{buttons}<button id="rejected" class="on">refused drafts</button></div>'
         f"{LEGEND}{blocks}"
     )

@@ -67,8 +67,8 @@ def _colors(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _panels(results: Results, titles: Sequence[str], height: float) -> tuple[Figure, list[Axes]]:
-    columns = min(3, len(titles))
-    lines = -(-len(titles) // columns)
+    lines = -(-len(titles) // 3)
+    columns = -(-len(titles) // lines)
     size = (max(6.5, 4.2 * columns), height * lines)
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
     panels = list(axes.flat)
