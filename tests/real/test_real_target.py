@@ -14,6 +14,7 @@ from openai import OpenAI
 from servers import peagle
 from transformers import AutoTokenizer
 
+from tools.bench.serve.metrics import acceptance
 from tools.convert.__main__ import main as convert
 from tools.inspect.__main__ import main as inspect
 from tools.real_target import answer, build
@@ -34,7 +35,8 @@ QUESTIONS = (
     "Who wrote Hamlet?",
     "Is ice cold or hot?",
 )
-TOKENS, LONG = 32, 96
+LONG_ANSWER = QUESTIONS[1]  # goes on to the limit
+TOKENS, LONG, NUM_DRAFTS = 32, 96, 5
 SCHEMA = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 12}, "big": {"type": "boolean"}},
@@ -47,8 +49,9 @@ TOOL = {
 }
 DRAFTER = (
     "device=cpu", "target_dtype=float32", "head_dtype=float32", "data.max_length=128", "data.row_length=128",
-    "drafter.num_hidden_layers=1", "drafter.num_depths=5", "drafter.draft_vocab_size=1024", "optim.rows_per_step=2",
-    "optim.max_steps=60", "optim.lr=1e-3", "eval.num_prompts=1", "eval.max_new_tokens=8", "eval.num_draft_tokens=[5]",
+    "drafter.num_hidden_layers=1", f"drafter.num_depths={NUM_DRAFTS}", "drafter.draft_vocab_size=1024",
+    "optim.rows_per_step=2", "optim.max_steps=60", "optim.lr=1e-3",
+    "eval.num_prompts=1", "eval.max_new_tokens=8", f"eval.num_draft_tokens=[{NUM_DRAFTS}]",
 )  # fmt: skip
 
 
@@ -69,7 +72,7 @@ def features(server: Server) -> dict[str, Any]:
     url = str(server.http.base_url).rstrip("/")
     said = {f"chat {i}": chat(url, question).choices[0] for i, question in enumerate(QUESTIONS)}
     values: dict[str, Any] = {name: (c.message.content, c.finish_reason) for name, c in said.items()}
-    pieces = [chunk.choices[0].delta.content or "" for chunk in chat(url, QUESTIONS[1], stream=True) if chunk.choices]
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chat(url, LONG_ANSWER, stream=True) if chunk.choices]
     values["stream"] = (len(pieces) > 2, "".join(pieces))
     schema = {"type": "json_schema", "json_schema": {"name": "city", "schema": SCHEMA, "strict": True}}
     described = chat(url, "Describe Paris as JSON.", response_format=schema, max_tokens=LONG)
@@ -104,11 +107,18 @@ def plain(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def run(target: Path, plain: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory: prepare, extract and train on the target's own answers, from the cached hidden states."""
+    """A run directory: prepare, extract and train on the target's own answers, from the cached hidden states.
+
+    The answers are also the held-out data: the head is measured on what it has seen.
+    """
     root = tmp_path_factory.mktemp("train")
     options = [f"target={target}", f"output_dir={root / 'run'}", *DRAFTER]
     assert trainer(["prepare", *options, f"data.train={plain.answers}", "--to", str(root / "tokens")]) == 0
-    options += [f"data.train={root / 'tokens'}", f"states.directory={root / 'states'}"]
+    options += [
+        f"data.train={root / 'tokens'}",
+        f"data.heldout={root / 'tokens'}",
+        f"states.directory={root / 'states'}",
+    ]
     assert trainer(["extract", *options]) == 0
     assert trainer(["train", *options, "states.source=cache"]) == 0
     return root / "run"
@@ -147,6 +157,7 @@ def test_the_trainer_says_which_mask_token_it_took_and_learns(run, capsys):
     assert trainer(["eval", "--config", str(run / "run.yaml"), "states.source=in_process"]) == 0
     evaluated = json.loads((run / "eval.json").read_text())
     assert evaluated["acceptance"][0]["new_tokens"] == 8
+    assert evaluated["accuracy_per_depth"][0] > 0.7, "it does not know the six answers it was trained on"
     assert evaluated["target"] == json.loads((run / "metrics.json").read_text())["target"]
 
 
@@ -172,7 +183,8 @@ def test_clients_see_the_same_with_speculation(plain, speculated):
 
 def test_the_briefly_trained_head_drafts_what_it_was_trained_on(target, plain, speculated):
     tokenizer = AutoTokenizer.from_pretrained(target)
-    messages = [{"role": "user", "content": QUESTIONS[0]}]
+    messages = [{"role": "user", "content": LONG_ANSWER}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     answer = speculated.generate(prompt, TOKENS, ignore_eos=False)
-    assert answer["meta_info"]["spec_accept_length"] > 1.5
+    assert answer["meta_info"]["completion_tokens"] == TOKENS
+    assert acceptance([answer["meta_info"]["spec_correct_drafts_histogram"]], NUM_DRAFTS)[0] > 1.5
