@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from heads import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tiny import tiny_config, tiny_target
+from tiny_heads import (
     change_config,
     change_tensors,
     random_drafter,
@@ -17,10 +21,6 @@ from heads import (
     write_nemo,
     write_training_checkpoint,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
-from tiny import tiny_config, tiny_target
 from torch import Tensor
 from variants import configs
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from heads import change_config, change_tensors, rename, write_flat, write_training_checkpoint
 from refused import refuse
 from tiny import tiny_config, tiny_target
+from tiny_heads import change_config, change_tensors, rename, write_flat, write_training_checkpoint
 from tiny_run import make_tokenizer
 
 from tools.convert.__main__ import main

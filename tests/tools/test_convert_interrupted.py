@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from heads import write_flat
 from refused import refuse
 from safetensors.torch import load_file, save_file
+from tiny_heads import write_flat
 
 from tools.convert import write
 from tools.convert.__main__ import main

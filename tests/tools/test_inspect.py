@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from heads import (
+from tiny import tiny_config, tiny_target
+from tiny_heads import (
     change_config,
     change_tensors,
     write_aws,
@@ -16,7 +17,6 @@ from heads import (
     write_nemo,
     write_training_checkpoint,
 )
-from tiny import tiny_config, tiny_target
 from tiny_run import make_tokenizer
 
 from tools.convert.__main__ import main as convert

@@ -40,6 +40,15 @@ def test_the_example_is_a_valid_configuration(base):
     assert load_config(Path("trainer/configs/example.yaml"), base).target == "some/model"
 
 
+def test_the_heads_of_this_repository_are_trained_alike(base):
+    """What a comparison of the two relies on: the same rows, optimizer, depths and draft vocabulary."""
+    p_eagle, eagle3 = (load_config(Path(f"heads/{name}.yaml"), base) for name in ("p-eagle", "eagle3"))
+    assert (p_eagle.algorithm, eagle3.algorithm) == ("peagle", "eagle3")
+    assert (p_eagle.data, p_eagle.optim, p_eagle.eval) == (eagle3.data, eagle3.optim, eagle3.eval)
+    assert p_eagle.drafter.num_depths == eagle3.drafter.num_depths
+    assert p_eagle.drafter.draft_vocab_size == eagle3.drafter.draft_vocab_size
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
