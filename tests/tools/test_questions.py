@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sysconfig
+from pathlib import Path
 
 import pytest
 from answer_server import Reply, speaking
@@ -46,9 +48,9 @@ def test_a_documented_public_function_is_a_question(tmp_path):
 
 
 def test_the_standard_library_asks_many_things():
-    found = list(docstring_questions())
+    found = list(docstring_questions(Path(sysconfig.get_path("stdlib")) / "asyncio"))
     kinds = ("Write a Python function", "What does this Python function do", "Write a short example")
-    assert len(found) > 1000
+    assert len(found) > 50
     assert all(any(question.startswith(kind) for question in found) for kind in kinds)
     assert all(question.startswith(kinds) for question in found)
 
