@@ -86,7 +86,7 @@ def load_model(reader: Any) -> Any:
         num_attention_heads=_field(reader, "llama.attention.head_count"),
         num_key_value_heads=_field(reader, "llama.attention.head_count_kv"),
         max_position_embeddings=_field(reader, "llama.context_length"),
-        rope_theta=_field(reader, "llama.rope.freq_base"),
+        rope_parameters={"rope_type": "default", "rope_theta": _field(reader, "llama.rope.freq_base")},
         rms_norm_eps=round(_field(reader, "llama.attention.layer_norm_rms_epsilon"), 9),  # 1e-5, stored as float32
         tie_word_embeddings=True,
         **ends,
@@ -136,8 +136,8 @@ def answer(directory: Path, question: str, max_new_tokens: int = 48) -> str:
     """Return the model's greedy answer to one question, read from the directory as anyone would."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModelForCausalLM.from_pretrained(directory)
+    tokenizer: Any = AutoTokenizer.from_pretrained(directory)  # the annotations of transformers allow less than it does
+    model: Any = AutoModelForCausalLM.from_pretrained(directory)
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
