@@ -13,6 +13,7 @@ from peagle_core.config import PEagleConfig
 from peagle_core.config_formats import load_config_dict
 from peagle_core.errors import InputError
 from sglang_backend import NAME, hooks
+from sglang_backend.corrections import lora
 from sglang_backend.head_directory import head_directory
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def validate(server_args) -> None:
         read_tensors(head, config)  # every tensor there, of the right shape and finite
     _set_num_draft_tokens(server_args, config)
     _check_rejection_sampling(server_args)
+    lora.check(server_args)
     hooks.complete()  # last, for it imports what only a server needs
 
 

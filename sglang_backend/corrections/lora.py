@@ -15,12 +15,17 @@ from peagle_core.errors import InputError
 from sglang_backend import NAME
 
 
-def let_peagle_in(check: Callable, server_args) -> None:
-    """Admit PEAGLE, AROUND check_lora_speculative_compatibility, with SGLang's own exceptions. Raises InputError."""
-    arguments = resolving_view(server_args)
-    if arguments.speculative_algorithm != NAME:
-        check(server_args)
-    elif arguments.speculative_adaptive:
+def check(server_args) -> None:
+    """Make SGLang's own exceptions, before any load: its check below comes later. Raises InputError."""
+    if not (server_args.enable_lora or server_args.lora_paths):
+        return
+    if server_args.speculative_adaptive:
         raise InputError("LoRA adapters need one K: drop --speculative-adaptive")
-    elif envs.SGLANG_ENABLE_OVERLAP_PLAN_STREAM.get():
+    if envs.SGLANG_ENABLE_OVERLAP_PLAN_STREAM.get():
         raise InputError("LoRA adapters do without SGLANG_ENABLE_OVERLAP_PLAN_STREAM: unset it")
+
+
+def let_peagle_in(sglangs: Callable, server_args) -> None:
+    """Admit PEAGLE AROUND check_lora_speculative_compatibility."""
+    if resolving_view(server_args).speculative_algorithm != NAME:
+        sglangs(server_args)
