@@ -122,7 +122,8 @@ class TorchSdpaBackend(AttentionBackend):
         window = -1 if window is None else window
         for r in self.rows:
             kv_slots = r.window_kv_slots if in_window_pool else r.kv_slots
-            k, v, mask = keys[kv_slots].to(q.dtype), values[kv_slots].to(q.dtype), self._mask(r, window)
+            k, v = keys.index_select(0, kv_slots).to(q.dtype), values.index_select(0, kv_slots).to(q.dtype)
+            mask = self._mask(r, window)
             out[r.start : r.stop] = attend(q[r.start : r.stop], k, v, mask, layer.scaling, sinks, layer.logit_cap)
         return out.flatten(1)
 

@@ -8,7 +8,8 @@ SGLang imports this module in the middle of its own import, so everything but th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 
 import torch
 from sglang.srt.platforms.cpu import CpuDeviceMixin
@@ -19,7 +20,17 @@ from peagle_core.errors import InputError
 from sglang_backend import NAME
 from sglang_backend.cpu import ATTENTION_BACKEND, torch_kernels
 
+logger = logging.getLogger(__name__)
+
 SPECULATIVE_ALGORITHMS = (NAME, "EAGLE3")
+
+
+def fast_dtype(capabilities: Mapping[str, object]) -> tuple[str, str]:
+    """Return the dtype that is fast on a CPU, and why. capabilities: torch.cpu.get_capabilities()."""
+    for name in ("amx_bf16", "avx512_bf16"):
+        if capabilities.get(name):
+            return "bfloat16", f"has {name}"
+    return "float32", "has neither avx512_bf16 nor amx_bf16"
 
 
 class CpuReferencePlatform(CpuDeviceMixin, SRTPlatform):
@@ -48,6 +59,10 @@ class CpuReferencePlatform(CpuDeviceMixin, SRTPlatform):
         server_args.sampling_backend = "pytorch"
         server_args.moe_runner_backend = "triton"  # keeps plain weights; SGLang's torch code for experts runs on them
         server_args.disable_cuda_graph = True
+        server_args.sleep_on_idle = True  # else the scheduler spins on a core that the next request could use
+        if server_args.dtype == "auto":
+            server_args.dtype, why = fast_dtype(torch.cpu.get_capabilities())
+            logger.info("--dtype auto is %s on this machine: the CPU %s", server_args.dtype, why)
 
     def get_default_attention_backend(self) -> str:
         return ATTENTION_BACKEND
