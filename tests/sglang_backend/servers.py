@@ -52,13 +52,21 @@ def plugin_path(root: Path, module: str) -> str:
 
 
 def refuse(target: Path, *arguments: str, **extra_environment: str) -> tuple[int, str, float]:
-    """Start a server that should refuse to start: (exit code, what it said, the processor time it took in seconds)."""
+    """Start a server that should refuse to start: (exit code, what it said, the processor time it took in seconds).
+
+    Started elsewhere than in the checkout, whose egg-info would put our plugin before those of `plugin_path`.
+    """
     command = launch_command(target, free_port(), *SERVE, *arguments)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = processor_seconds()
     environment = cpu_environment(**extra_environment)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return done.returncode, done.stderr, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    done = subprocess.run(command, cwd=target, env=environment, capture_output=True, text=True, timeout=180)
+    return done.returncode, done.stderr, processor_seconds() - before
+
+
+def processor_seconds() -> float:
+    """The processor time of all child processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def refusals(arguments: list[list[str]]) -> list[str | None]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from byte_models import save_random_head, save_target
 from safetensors.torch import load_file, save_file
-from servers import peagle, refusals, refuse, write_config
+from servers import peagle, processor_seconds, refusals, refuse, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -66,13 +66,16 @@ ARGUMENTS = {
 
 
 def test_the_launcher_ends_with_one_sentence(models, tmp_path):
-    """The whole way, as a user sees it; in processor time, for the machine may be busy."""
+    """The whole way, as a user sees it. In processor time, and beside that of importing SGLang, for machines differ."""
     head = tmp_path / "head"
     shutil.copytree(models / "random", head)
     change_tensor(head, "norm.weight", lambda _: None)
+    before = processor_seconds()
+    refusals([])
+    importing = processor_seconds() - before
     code, said, seconds = refuse(models / "target", *peagle(head))
     lines = [line for line in said.splitlines() if line.startswith("peagle: ")]
-    assert code != 0 and seconds < 20
+    assert code != 0 and seconds < importing + 8
     assert len(lines) == 1 and "'norm.weight' is missing" in lines[0]
     assert "Traceback" not in said
 
