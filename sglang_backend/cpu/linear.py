@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +35,11 @@ def note_update(_updater: object, *_args: object, **_kwargs: object) -> None:
 
 def linear(layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
     """Return F.linear(x, layer.weight, bias) over the layer's packed weight. x: float32[..., in], not empty."""
-    weight = layer.weight
-    packed = getattr(layer, "_peagle_packed", None)
+    weight = cast(Tensor, layer.weight)
+    packed: _Packed | None = layer.__dict__.get("_peagle_packed")
     if packed is None or packed.address != weight.data_ptr() or packed.updates != _updates:
         copy = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
-        packed = layer._peagle_packed = _Packed(copy, weight.data_ptr(), _updates)
+        packed = layer.__dict__["_peagle_packed"] = _Packed(copy, weight.data_ptr(), _updates)
     return torch.ops.mkldnn._linear_pointwise(x, packed.weight, bias, "none", [], "")
 
 
