@@ -11,3 +11,5 @@ Read in this order, beside docs/elements.md:
 Beside them: config_formats, drafter_shape, draft_vocabulary, tensors (what files say), metrics, partition, target,
 kernels/ (Triton), paper/ (the comparison with the paper), serve_command, atomic and errors.
 """
+
+__version__ = "0.1.0"  # of the whole project: pyproject.toml reads it here

@@ -121,7 +121,10 @@ def _remove_left_by_killed(path: Path) -> None:
 
 
 def _is_another_running(process_id: str) -> bool:
-    """Whether it is a running process and not this one: in a container the next run often has the same id."""
+    """Return whether it is a running process and not this one.
+
+    In a container the next run often has the same id.
+    """
     try:
         if int(process_id) == os.getpid():
             return False

@@ -32,7 +32,7 @@ from peagle_core.tensors import (
 
 
 def read_tensors(directory: str | Path, config: PEagleConfig) -> dict[str, Tensor]:
-    """All drafter tensors of a checkpoint directory by bare name, checked; see `collect_tensors`.
+    """Read and check all drafter tensors of a checkpoint directory, by bare name; see `collect_tensors`.
 
     Raises InputError, also for an unreadable file.
     """
@@ -40,23 +40,24 @@ def read_tensors(directory: str | Path, config: PEagleConfig) -> dict[str, Tenso
 
 
 def collect_tensors(named: Iterable[tuple[str, Tensor]], config: PEagleConfig, where: str | Path) -> dict[str, Tensor]:
-    """Checked drafter tensors by bare name. `embed_tokens.weight` and `lm_head.weight` may be absent (shared with the
-    target), `d2t` only when the vocabularies are equal. where: the checkpoint, for messages.
+    """Check drafter tensors and return them by bare name.
 
+    `embed_tokens.weight` and `lm_head.weight` may be absent (shared with the target), `d2t` only when the vocabularies
+    are equal. where: the checkpoint, for messages.
     Raises InputError for a missing, unknown, misshapen, duplicate or non-finite tensor.
     """
     return dict(checked_tensors(((where, name, tensor) for name, tensor in named), config, where))
 
 
 def is_complete(names: Iterable[str], config: PEagleConfig) -> bool:
-    """Whether tensors of these names make up a whole drafter, as `collect_tensors` wants it."""
+    """Return whether tensors of these names make up a whole drafter, as `collect_tensors` wants it."""
     check = TensorCheck(config, "")
     check.seen = {bare_name(name) for name in names}
     return not check.missing()
 
 
 def collect_part(named: Iterable[tuple[str, Tensor]], config: PEagleConfig, where: str) -> dict[str, Tensor]:
-    """Checked drafter tensors, any subset, by their bare names; other names are passed over.
+    """Check some of the drafter tensors and return them by bare name; other names are passed over.
 
     where: what brings them, for messages. Raises InputError for a misshapen or non-finite tensor.
     """
@@ -69,8 +70,10 @@ def collect_part(named: Iterable[tuple[str, Tensor]], config: PEagleConfig, wher
 
 
 def load_drafter(directory: str | Path, dtype: torch.dtype | None = None, target: Ends | None = None) -> PEagleDrafter:
-    """Load any P-EAGLE head. dtype: of the parameters, default as stored. target: a transformers causal LM whose
-    embedding and head stand in where the checkpoint has none. Raises InputError, see `read_tensors`.
+    """Load any P-EAGLE head.
+
+    dtype: of the parameters, default as stored. target: a transformers causal LM whose embedding and head stand in
+    where the checkpoint has none. Raises InputError, see `read_tensors`.
     """
     config = PEagleConfig.from_pretrained(directory)
     tensors = read_tensors(directory, config)
@@ -92,16 +95,21 @@ def load_drafter(directory: str | Path, dtype: torch.dtype | None = None, target
     return drafter
 
 
-def save_drafter(drafter: PEagleDrafter, directory: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
+def save_drafter(
+    drafter: PEagleDrafter, directory: str | Path, dtype: torch.dtype = torch.bfloat16, embedding: bool = True
+) -> None:
     """Write config.json and model.safetensors (parameters in `dtype`) that vLLM's and our loader take.
 
-    The weights appear under their name only when complete, the config last. Raises InputError for a hidden-state
+    embedding: False leaves it out, where it is the target's own: engines and `load_drafter` take it from there. The
+    weights appear under their name only when complete, the config last. Raises InputError for a hidden-state
     design other than P-EAGLE's.
     """
     config, directory = drafter.config, Path(directory)
     refuse_experiments(config)
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().to("cpu", dtype).contiguous() for name, t in drafter.named_parameters()}
+    if not embedding:
+        del tensors["embed_tokens.weight"]
     if config.autoregressive:
         # The norm before attention of deeper layers: `input_layernorm` for vLLM, `hidden_norm` for SGLang's EAGLE3.
         for i in range(1, config.num_hidden_layers):

@@ -74,6 +74,7 @@ def fields_from_dict(raw: dict[str, Any]) -> dict[str, Any]:
         "qk_norm": _qk_norm(raw, layer),
         "target": _target_name(raw),
         "hidden_state_design": raw.get("hidden_state_design", "shared"),
+        "correction_rank": raw.get("correction_rank", 0),
     }
 
 
@@ -84,7 +85,7 @@ def _required(raw: dict[str, Any], key: str) -> Any:
 
 
 def _object(raw: dict[str, Any], key: str) -> dict[str, Any]:
-    """A nested object; absent or null is empty."""
+    """Return a nested object; absent or null is empty."""
     value = raw.get(key) or {}
     if not isinstance(value, dict):
         raise InputError(f"key {key!r} must be an object, found {value!r}")
@@ -92,7 +93,7 @@ def _object(raw: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _optional(raw: dict[str, Any], key: str) -> Any:
-    """The value, or None: DrafterShape fills it in."""
+    """Return the value, or None: DrafterShape fills it in."""
     return raw.get(key)
 
 
@@ -155,7 +156,10 @@ def sglang_aux_layer_ids(aux_layer_ids: tuple[int, ...]) -> list[int]:
 
 
 def flat_config_dict(config: DrafterShape, dtype: str = "bfloat16") -> dict[str, Any]:
-    """Return the flat config.json that vLLM and SGLang load; `num_depths` is ours and both ignore it."""
+    """Return the flat config.json that vLLM and SGLang load; `num_depths` is ours and both ignore it.
+
+    So is `correction_rank`, written where there is a correction; vLLM cannot load such a head (`tools.convert`).
+    """
     refuse_experiments(config)
     return config_record(config, dtype)
 
@@ -177,6 +181,7 @@ def config_record(config: DrafterShape, dtype: str) -> dict[str, Any]:
         "target_name_or_path": config.target,
         **(_eagle3_keys(config) if config.autoregressive else _parallel_keys(config)),
         **({} if config.hidden_state_design == "shared" else {"hidden_state_design": config.hidden_state_design}),
+        **({"correction_rank": config.correction_rank} if config.correction_rank else {}),
     }
 
 
@@ -188,7 +193,10 @@ def _parallel_keys(config: DrafterShape) -> dict[str, Any]:
 
 
 def _eagle3_keys(config: DrafterShape) -> dict[str, Any]:
-    """vLLM takes the ids at the top before the nested ones; SGLang's EAGLE3 knows only the latter."""
+    """Return the keys of an EAGLE-3 head, with aux ids in both places.
+
+    vLLM takes the ids at the top before the nested ones; SGLang's EAGLE3 knows only the latter.
+    """
     keys: dict[str, Any] = {"parallel_drafting": False, "eagle_config": {"use_aux_hidden_state": True}}
     if config.aux_layer_ids is not None:
         keys[AUX_IDS_KEY] = list(config.aux_layer_ids)
@@ -201,9 +209,11 @@ def speculators_config_dict(
 ) -> dict[str, Any]:
     """Return speculators' nested config.json. Without a K, its own default stands in, for vLLM demands one.
 
-    Raises InputError for an EAGLE-3 head: only P-EAGLE heads are written in this format.
+    Raises InputError for an EAGLE-3 head, for only P-EAGLE heads are written in this format, and for a correction.
     """
     refuse_experiments(config)
+    if config.correction_rank:
+        raise InputError("a correction has no place in speculators' format")
     if config.autoregressive:
         raise InputError("an EAGLE-3 head is written in the flat format only, not in speculators'")
     ids = config.aux_layer_ids
@@ -232,7 +242,7 @@ def speculators_config_dict(
 
 
 def _layer_dict(config: DrafterShape) -> dict[str, Any]:
-    """The keys of transformers' LlamaConfig, or of Qwen3Config for q/k norms."""
+    """Return the keys of transformers' LlamaConfig, or of Qwen3Config for q/k norms."""
     return {
         "model_type": "qwen3" if config.qk_norm else "llama",
         "vocab_size": config.vocab_size,

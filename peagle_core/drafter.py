@@ -18,6 +18,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from peagle_core.config import PEagleConfig
+from peagle_core.correction import Correction
 from peagle_core.hidden_state_designs import make_design
 
 # (layer index, q [N,h,D], k [N,hk,D], v [N,hk,D]) -> [N,h,D]
@@ -25,7 +26,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding, NeoX half rotation. x: [N, heads, D]; cos, sin: [N, D]."""
+    """Apply rotary embedding, NeoX half rotation. x: [N, heads, D]; cos, sin: [N, D]."""
     half = x.shape[-1] // 2
     turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
     return x * cos[:, None] + turned * sin[:, None]
@@ -91,6 +92,7 @@ class Layer(nn.Module):
 class PEagleDrafter(nn.Module):
     """Named as in the checkpoint: fc, mask_hidden [1,1,3H_t], embed_tokens, layers.*, norm, lm_head; buffer d2t.
 
+    With config.correction_rank also correction.{embed_tokens,lm_head}.
     An EAGLE-3 head (config.autoregressive) has no mask_hidden; the rest is the same.
     """
 
@@ -112,11 +114,12 @@ class PEagleDrafter(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         # Offset form: target id = draft id + d2t[draft id]. All zero while the vocabularies are equal.
         self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64))
-        self.rotary = _rotary(config)
+        self.rotary = rotary_embedding(config)
         self.hidden_design = make_design(config)
+        self.correction = Correction(config) if config.correction_rank else None  # last: other weights drawn as ever
 
     def fuse(self, aux: Tensor) -> Tensor:
-        """[..., 3H_t] concatenated aux target states (or mask_hidden) -> [..., H]."""
+        """Project concatenated aux target states (or mask_hidden): [..., 3H_t] -> [..., H]."""
         if self.input_norm is not None:
             aux = self.input_norm(aux)
         if self.fc_norm is not None:
@@ -127,7 +130,7 @@ class PEagleDrafter(nn.Module):
     def input_rows(
         self, token_ids: Tensor, aux: Tensor, is_mask: Tensor, source: Tensor, depth: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings and fused states of N rows, each real (slot `source`) or a mask row.
+        """Return embeddings and fused states of N rows, each real (slot `source`) or a mask row.
 
         token_ids: int64[S] input tokens of the real slots; aux: [S, 3H_t] their states; is_mask: bool[N];
         source: int64[N] index into the S slots, of mask rows too (0 where there is no slot). Returns two [N, H]. Only a
@@ -154,8 +157,9 @@ class PEagleDrafter(nn.Module):
     def forward(
         self, embed: Tensor, fused: Tensor, positions: Tensor, attend: Attend, recompute: bool = False
     ) -> Tensor:
-        """One pass over N rows. embed, fused: [N, H]; positions: int64[N] (rotary) -> [N, H], before the final norm.
+        """Run one pass over N rows; return their states [N, H] before the final norm.
 
+        embed, fused: [N, H]; positions: int64[N] (rotary).
         recompute: keep each layer's input only and run the layer again in the backward pass.
         """
         cos, sin = (x[0].to(embed.dtype) for x in self.rotary(embed, positions[None]))
@@ -166,15 +170,31 @@ class PEagleDrafter(nn.Module):
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., H] -> [..., draft_vocab_size]."""
+        """Return the logits of states, without the correction: [..., H] -> [..., draft_vocab_size]."""
         return self.lm_head(self.norm(hidden))
 
+    def corrected(self, logits: Tensor, previous: Tensor) -> Tensor:
+        """Add the correction, if there is one, to logits [..., V_d].
+
+        previous: int64[...], for each row the target id of the token before the one that it predicts.
+        """
+        return logits if self.correction is None else logits + self.correction(previous)
+
+    def loss_factors(self, hidden: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
+        """Return [M, F] and [V_d, F], whose product is the corrected logits of M rows, as the fused loss takes them.
+
+        hidden: [M, H], their states before the final norm; previous: as in `corrected`.
+        """
+        normed, head = self.norm(hidden), self.lm_head.weight
+        return (normed, head) if self.correction is None else self.correction.widened(normed, head, previous)
+
     def target_ids(self, draft_ids: Tensor) -> Tensor:
-        """Draft vocabulary ids -> target vocabulary ids."""
+        """Map draft vocabulary ids to target vocabulary ids."""
         return draft_ids + self.d2t[draft_ids]
 
 
-def _rotary(config: PEagleConfig) -> LlamaRotaryEmbedding:
+def rotary_embedding(config: PEagleConfig) -> LlamaRotaryEmbedding:
+    """Return the rotary embedding of a drafter: transformers', for every kind and key of rope that it knows."""
     rope = LlamaConfig(
         hidden_size=config.hidden_size,
         num_attention_heads=config.num_attention_heads,

@@ -41,6 +41,7 @@ class DrafterShape:
     aux_layer_ids follow vLLM: id k is the state *entering* target layer k; None (a head that does not say) means the
     target's default, see `aux_layer_ids_for`. num_depths is K, the number of tokens the head was trained to draft.
     mask_token_id None: an EAGLE-3 head, which drafts one token after the other and has no mask rows.
+    correction_rank: r of `peagle_core.correction`, 0 for none.
     """
 
     vocab_size: int
@@ -67,6 +68,7 @@ class DrafterShape:
     qk_norm: bool = False
     target: str | None = None
     hidden_state_design: str = "shared"
+    correction_rank: int = 0
 
     def __post_init__(self) -> None:
         fill = object.__setattr__
@@ -124,6 +126,11 @@ class DrafterShape:
             raise InputError(f"unknown hidden_state_design {self.hidden_state_design!r}; choose from {names}")
         if self.autoregressive and self.hidden_state_design != "shared":
             raise InputError(f"hidden_state_design {self.hidden_state_design!r} is for mask rows; EAGLE-3 has none")
+        rank = self.correction_rank
+        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 0:
+            raise InputError(f"correction_rank must be an integer of at least 0, found {rank!r}")
+        if self.autoregressive and rank:
+            raise InputError("correction_rank is for drafts of one pass; EAGLE-3 reads the draft before it anyway")
         ids = self.aux_layer_ids
         if ids is None:
             return
@@ -160,12 +167,12 @@ class DrafterShape:
 
     @property
     def autoregressive(self) -> bool:
-        """Whether it drafts one token after the other, as EAGLE-3 does, instead of all in one pass."""
+        """Return whether it drafts one token after the other, as EAGLE-3 does, instead of all in one pass."""
         return self.mask_token_id is None
 
     @property
     def fused_size(self) -> int:
-        """Width of the concatenated aux states and of `mask_hidden`: 3 * H_t."""
+        """Return width of the concatenated aux states and of `mask_hidden`: 3 * H_t."""
         return NUM_AUX_STATES * self.target_hidden_size
 
     def replace(self, **changes: Any) -> Self:

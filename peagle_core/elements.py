@@ -28,7 +28,7 @@ class Elements:
 
     @property
     def position(self) -> Tensor:
-        """int64[N]: a + d, the slot whose label the element predicts."""
+        """Return int64[N]: a + d, the slot whose label the element predicts."""
         return self.anchor + self.depth
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ class Elements:
         return Elements(self.anchor[rows], self.depth[rows])
 
     def argsort(self, by: str) -> Tensor:
-        """int64[N]: row order by "anchor" (then depth: each chain is contiguous) or by "depth" (then anchor)."""
+        """Return the row order, int64[N], by "anchor" (then depth: each chain is contiguous) or by "depth"."""
         if by not in ("anchor", "depth"):
             raise ValueError(f"order must be 'anchor' or 'depth', not {by!r}")
         major, minor = (self.anchor, self.depth) if by == "anchor" else (self.depth, self.anchor)
@@ -46,7 +46,7 @@ class Elements:
         return rows[torch.argsort(major[rows], stable=True)]
 
     def order(self, by: str) -> Elements:
-        """Sorted by "anchor" (what attention wants) or by "depth" (the paper's layout); see `argsort`."""
+        """Sort by "anchor" (what attention wants) or by "depth" (the paper's layout); see `argsort`."""
         return self[self.argsort(by)]
 
     def to(self, device: torch.device | str) -> Elements:
@@ -54,7 +54,7 @@ class Elements:
 
 
 def slots(doc_ids: Tensor) -> Tensor:
-    """int64[S]: the slots of a packed stream, i.e. every i whose tokens i and i+1 share a document.
+    """Return the slots of a packed stream, int64[S]: every i whose tokens i and i+1 share a document.
 
     doc_ids: int64[n], -1 = padding.
     """
@@ -63,7 +63,7 @@ def slots(doc_ids: Tensor) -> Tensor:
 
 
 def run_ends(loss_mask: Tensor, doc_ids: Tensor) -> Tensor:
-    """int64[n]: for each generated token the index one past the end of its assistant turn, for every other token 0.
+    """Return int64[n]: one past the end of its assistant turn for each generated token, 0 for every other.
 
     A turn is a maximal run of loss_mask inside one document; chat templates always put tokens between two turns.
     """
@@ -78,7 +78,7 @@ def run_ends(loss_mask: Tensor, doc_ids: Tensor) -> Tensor:
 
 
 def supervised(elements: Elements, loss_mask: Tensor, doc_ids: Tensor) -> Tensor:
-    """bool[N]: (a, d) is charged iff x_{a+1}, ..., x_{a+d+2} are all generated tokens of one assistant turn.
+    """Return bool[N]: whether x_{a+1}, ..., x_{a+d+2} are all generated tokens of one assistant turn.
 
     loss_mask: bool[n], True where the target generated the token; doc_ids: int64[n]. These are precisely the
     elements that occur when serving: the anchor's input is a generated token and so is everything drafted after it.

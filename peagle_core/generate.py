@@ -4,6 +4,7 @@ Rows of a drafter pass, with known tokens s_0..s_n (the target has not processed
 real rows i (token s_{i+1}, state g_i, position i) for what the drafter has not seen, then K-1 mask rows at positions
 n, n+1, ...; the last real row gives draft 1, mask row j gives draft j+1. Plain causal attention over cached keys. It is
 the layout real vLLM runs and the SGLang worker uses; both are compared with this file, draft by draft.
+With a correction the drafts are then chosen one after the other, each by the one before it, without another pass.
 
 EAGLE-3 heads draft one token after the other: instead of mask rows, a row per draft that reads the draft before it and
 the drafter's own last state.
@@ -11,6 +12,7 @@ the drafter's own last state.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from peagle_core.attention.base import expand_kv
 from peagle_core.drafter import PEagleDrafter
+from peagle_core.end_ids import ids_of
 from peagle_core.errors import InputError
 from peagle_core.target import run_target
 from peagle_core.verify import verify_chain
@@ -46,7 +49,7 @@ class DraftCache:
         self.values: dict[int, Tensor] = {}
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal over cached + new rows. q: [m,h,D]; k, v: [m,hk,D] -> [m,h,D]."""
+        """Attend causally over cached and new rows. q: [m,h,D]; k, v: [m,hk,D] -> [m,h,D]."""
         if layer in self.keys:
             k, v = torch.cat([self.keys[layer], k]), torch.cat([self.values[layer], v])
         self.keys[layer], self.values[layer] = k, v
@@ -66,8 +69,9 @@ class DraftCache:
 def draft_logits(
     drafter: PEagleDrafter, cache: DraftCache, tokens: Tensor, aux: Tensor, num_draft_tokens: int, first_position: int
 ) -> Tensor:
-    """One drafter pass: m new real rows, then K-1 mask rows -> [K, draft_vocab] logits; keeps only the real rows.
+    """Run one drafter pass, m new real rows and K-1 mask rows; return logits [K, draft_vocab], not corrected.
 
+    The cache keeps only the real rows.
     tokens: int64[m], s_{i+1} of the new rows; aux: [m, 3H_t], their states g_i; first_position: i of the first.
     """
     real, rows = len(tokens), len(tokens) + num_draft_tokens - 1
@@ -80,11 +84,27 @@ def draft_logits(
 
 
 @torch.no_grad()
+def choose_drafts(drafter: PEagleDrafter, logits: Tensor, newest: Tensor) -> Tensor:
+    """Return the drafts of one pass, the argmax of each row: int64[K] ids of the target's vocabulary.
+
+    With a correction a row after the other, for each is corrected by the draft before it. logits: [K, draft_vocab] of
+    `draft_logits`; newest: int64[], the token before draft 1.
+    """
+    if drafter.correction is None:
+        return drafter.target_ids(logits.argmax(-1))
+    drafts = [newest]
+    for row in logits:
+        drafts.append(drafter.target_ids(drafter.corrected(row, drafts[-1]).argmax(-1)))
+    return torch.stack(drafts[1:])
+
+
+@torch.no_grad()
 def draft_autoregressively(
     drafter: PEagleDrafter, cache: DraftCache, tokens: Tensor, aux: Tensor, num_draft_tokens: int, first_position: int
 ) -> Tensor:
-    """EAGLE-3 drafting, K passes: the new real rows, then K-1 rows of (previous draft, the state that chose it).
+    """Draft as EAGLE-3 does, K passes: the new real rows, then K-1 rows of one draft each.
 
+    Each of those reads the draft before it and the state that chose it.
     That state is the last layer's output before the final norm, and no fc comes between. Arguments and
     first draft are those of `draft_logits`. Returns int64[K] ids of the target's vocabulary; keeps only the real rows.
     """
@@ -109,16 +129,16 @@ def speculate(
     max_new_tokens: int,
     *,
     temperature: float = 0.0,
-    eos_token_id: int | None = None,
+    eos_token_id: int | Collection[int] | None = None,
     generator: torch.Generator | None = None,
     autoregressive: bool | None = None,
 ) -> Speculation:
     """Generate from one prompt with speculation; the output is the target's own (greedy, or its distribution).
 
-    input_ids: int64[n], n >= 1; num_draft_tokens: K >= 1. Stops after max_new_tokens or with the end token. Drafts are
-    the drafter's argmax at any temperature. autoregressive: as EAGLE-3 drafts, see `draft_autoregressively`; default:
-    as the head was made. Raises InputError on an empty prompt, on K < 1, on a target without the drafter's aux layers,
-    and where an EAGLE-3 head is to draft in parallel.
+    input_ids: int64[n], n >= 1; num_draft_tokens: K >= 1. The text ends after max_new_tokens or with the first of
+    eos_token_id (none, one or several). Drafts are the drafter's argmax at any temperature. autoregressive: as EAGLE-3
+    drafts, see `draft_autoregressively`; default: as the head was made. Raises InputError on an empty prompt, on K < 1,
+    on a target without the drafter's aux layers, and where an EAGLE-3 head is to draft in parallel.
     """
     autoregressive = drafter.config.autoregressive if autoregressive is None else autoregressive
     if drafter.config.autoregressive and not autoregressive:
@@ -128,6 +148,7 @@ def speculate(
     if not len(input_ids):
         raise InputError("the prompt is empty; the drafter needs at least one token")
     aux_ids = drafter.config.aux_layer_ids_for(target.config.get_text_config().num_hidden_layers)
+    ends = ids_of(eos_token_id)
     past, cache, result = DynamicCache(config=target.config), DraftCache(), Speculation()
     none = input_ids.new_empty(0)
 
@@ -141,13 +162,13 @@ def speculate(
     result.output_ids.append(bonus)
     tokens = torch.cat([input_ids[1:], input_ids.new_tensor([bonus])])
     seen = 0  # real rows in the drafter's cache
-    ended = bonus == eos_token_id
+    ended = bonus in ends
     while len(result.output_ids) < max_new_tokens and not ended:
         if autoregressive:
             drafts = draft_autoregressively(drafter, cache, tokens, aux, num_draft_tokens, seen)
         else:
             logits = draft_logits(drafter, cache, tokens, aux, num_draft_tokens, seen)
-            drafts = drafter.target_ids(logits.argmax(-1))
+            drafts = choose_drafts(drafter, logits, tokens[-1])
         seen += len(tokens)
         logits, aux = step_target(torch.cat([tokens[-1:], drafts]), num_draft_tokens + 1)
         accepted, bonus = verify_chain(drafts, logits, temperature, generator=generator)
@@ -157,13 +178,13 @@ def speculate(
         result.draft_tokens.append(drafts.tolist())
         result.accept_lengths.append(accepted + 1)
         result.output_ids += tokens.tolist()
-        ended = eos_token_id in tokens.tolist()  # an accepted draft may be the end, too
-    return _truncate(result, max_new_tokens, eos_token_id)
+        ended = not ends.isdisjoint(tokens.tolist())  # an accepted draft may be the end, too
+    return _truncate(result, max_new_tokens, ends)
 
 
-def _truncate(result: Speculation, max_new_tokens: int, eos_token_id: int | None) -> Speculation:
-    """The last step may run past the limit or the end token."""
+def _truncate(result: Speculation, max_new_tokens: int, ends: frozenset[int]) -> Speculation:
+    """Cut what the last step generated past the limit or behind the first end token."""
     result.output_ids = result.output_ids[:max_new_tokens]
-    if eos_token_id in result.output_ids:
-        result.output_ids = result.output_ids[: result.output_ids.index(eos_token_id) + 1]
+    length = next((i for i, token in enumerate(result.output_ids, start=1) if token in ends), None)
+    result.output_ids = result.output_ids[:length]
     return result

@@ -23,7 +23,7 @@ class HiddenStateDesign(nn.Module):
 
 
 class DepthEmbedding(HiddenStateDesign):
-    """h_shared + e(depth)"""
+    """Add e(depth) to h_shared."""
 
     def __init__(self, config: PEagleConfig) -> None:
         super().__init__(config)
@@ -42,7 +42,7 @@ class DepthEmbedding(HiddenStateDesign):
 
 
 class ProjectedNtp(HiddenStateDesign):
-    """h_shared + proj(h_ntp)"""
+    """Add proj(h_ntp) to h_shared."""
 
     def __init__(self, config: PEagleConfig) -> None:
         super().__init__(config)
@@ -53,7 +53,7 @@ class ProjectedNtp(HiddenStateDesign):
 
 
 class ProjectedNtpAndDepth(DepthEmbedding):
-    """h_shared + proj(h_ntp) + e(depth)"""
+    """Add proj(h_ntp) + e(depth) to h_shared."""
 
     def __init__(self, config: PEagleConfig) -> None:
         super().__init__(config)
@@ -64,7 +64,7 @@ class ProjectedNtpAndDepth(DepthEmbedding):
 
 
 class RegularisedNtp(ProjectedNtp):
-    """h_shared + alpha * dropout(proj(h_ntp)), alpha learned from 0.1, dropout 0.1"""
+    """Add alpha * dropout(proj(h_ntp)) to h_shared: alpha learned from 0.1, dropout 0.1."""
 
     def __init__(self, config: PEagleConfig) -> None:
         super().__init__(config)
@@ -84,5 +84,5 @@ DESIGNS: dict[str, type[HiddenStateDesign]] = {
 
 
 def make_design(config: PEagleConfig) -> HiddenStateDesign | None:
-    """The module that config.hidden_state_design names; None for P-EAGLE's own, "shared"."""
+    """Return the module that config.hidden_state_design names; None for P-EAGLE's own, "shared"."""
     return None if config.hidden_state_design == "shared" else DESIGNS[config.hidden_state_design](config)

@@ -2,11 +2,15 @@
 
 Forward KL(target || draft) over the draft vocabulary, or cross entropy with the target's top-1 ("ce"). The gradient
 of each chunk is taken while its logits are still at hand, so the backward pass only scales what was stored.
+
+A share `tv` of the loss may be total variation, 1 - sum min(p, q): what is missing from the probability that rejection
+sampling accepts the draft.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,19 +43,40 @@ def distillation_loss(
     weight: Tensor,
     loss: str = "kl",
     chunk_rows: int | None = None,
+    tv: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Weighted sum of the rows' losses, and which rows' top-1 equals the target's.
+    """Compute the weighted sum of the rows' losses, and which rows' top-1 equals the target's.
 
     hidden: [M, H], normed; lm_head: [V_d, H]; weight: float[M]; chunk_rows: rows whose logits exist at a time, by
-    default at most 1024. Returns (scalar in fp32 or fp64, bool[M]). Gradients flow to hidden and lm_head. Raises
+    default at most 1024; tv: share of total variation in the loss, the rest being `loss`. Returns (scalar in fp32 or
+    fp64, bool[M]). Gradients flow to hidden and lm_head. Raises
     InputError on an unknown loss.
     """
     if loss not in LOSSES:
         raise InputError(f"unknown loss {loss!r}; choose from {', '.join(LOSSES)}")
-    if chunk_rows is None:
-        cached = max(64, CPU_CHUNK_LOGITS // len(lm_head))
-        chunk_rows = min(CHUNK_ROWS, cached) if hidden.device.type == "cpu" else CHUNK_ROWS
-    return _Distillation.apply(hidden, lm_head, labels, weight, loss, chunk_rows)
+    chunk_rows = chunk_rows or _default_chunk_rows(hidden, lm_head)
+    return _Distillation.apply(hidden, lm_head, labels, weight, loss, chunk_rows, tv)
+
+
+@torch.no_grad()
+def acceptance(hidden: Tensor, lm_head: Tensor, labels: Labels, chunk_rows: int | None = None) -> Tensor:
+    """Compute sum min(p, q) of each row, the probability that rejection sampling accepts its draft: fp32 or fp64[M].
+
+    Arguments are those of `distillation_loss`.
+    """
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    found = hidden.new_empty(len(hidden), dtype=dtype)
+    for rows in labels.index.argsort().split(chunk_rows or _default_chunk_rows(hidden, lm_head)):
+        slot, target_row = labels.index[rows].unique(return_inverse=True)
+        q = _logits(hidden[rows], lm_head).to(dtype).softmax(-1)
+        p = _logits(labels.states[slot], labels.target_rows).to(dtype).softmax(-1)
+        found[rows] = torch.minimum(p[target_row], q).sum(-1)
+    return found
+
+
+def _default_chunk_rows(hidden: Tensor, lm_head: Tensor) -> int:
+    cached = max(64, CPU_CHUNK_LOGITS // len(lm_head))
+    return min(CHUNK_ROWS, cached) if hidden.device.type == "cpu" else CHUNK_ROWS
 
 
 def _logits(x: Tensor, weight: Tensor) -> Tensor:
@@ -59,7 +84,7 @@ def _logits(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def chunk_loss(
-    draft: Tensor, target: Tensor, target_row: Tensor, weight: Tensor, loss: str, needs_grad: bool
+    draft: Tensor, target: Tensor, target_row: Tensor, weight: Tensor, loss: str, needs_grad: bool, tv: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Sum of the weighted losses, top-1 agreement and gradient of one chunk; the reference for the Triton kernel.
 
@@ -75,23 +100,40 @@ def chunk_loss(
     else:
         p = torch.zeros_like(log_q).scatter_(-1, top[:, None], 1.0)
         losses = -log_q.gather(-1, top[:, None])[:, 0]
+    if tv:
+        q, target_p = log_q.exp(), log_p.exp()[target_row]
+        losses = (1 - tv) * losses + tv * (1 - torch.minimum(target_p, q).sum(-1))
+        if not needs_grad:
+            return (weight * losses).sum(), correct, None
+        is_below = (q < target_p).to(q.dtype)  # where more of the draft is more of the overlap
+        grad_tv = q * ((q * is_below).sum(-1, keepdim=True) - is_below)
+        return (weight * losses).sum(), correct, ((1 - tv) * (q - p) + tv * grad_tv) * weight[:, None]
     grad = log_q.exp_().sub_(p).mul_(weight[:, None]) if needs_grad else None
     return (weight * losses).sum(), correct, grad
 
 
 def chunk_loss_triton(
-    draft: Tensor, target: Tensor, target_row: Tensor, weight: Tensor, loss: str, needs_grad: bool
+    draft: Tensor, target: Tensor, target_row: Tensor, weight: Tensor, loss: str, needs_grad: bool, tv: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`chunk_loss` in one kernel; the gradient takes the place of the draft logits."""
+    """Compute `chunk_loss` in one kernel; the gradient takes the place of the draft logits."""
     from peagle_core.kernels.distillation import distill
 
-    losses, correct = distill(draft, target, target_row, weight, loss, needs_grad)
+    losses, correct = distill(draft, target, target_row, weight, loss, needs_grad, tv)
     return losses.sum(), correct, draft if needs_grad else None
 
 
 class _Distillation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, lm_head, labels, weight, loss, chunk_rows):
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        lm_head: Tensor,
+        labels: Labels,
+        weight: Tensor,
+        loss: str,
+        chunk_rows: int,
+        tv: float,
+    ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_head = ctx.needs_input_grad[:2]
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         correct = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
@@ -105,7 +147,7 @@ class _Distillation(torch.autograd.Function):
             draft, target = _logits(hidden[rows], lm_head), _logits(labels.states[slot], labels.target_rows)
             needs_grad = needs_hidden or needs_head
             losses, correct[rows], grad = loss_of(
-                draft, target, target_row, weight[rows].to(total.dtype), loss, needs_grad
+                draft, target, target_row, weight[rows].to(total.dtype), loss, needs_grad, tv
             )
             total += losses
             if grad is None:
@@ -120,7 +162,7 @@ class _Distillation(torch.autograd.Function):
         return total, correct
 
     @staticmethod
-    def backward(ctx, grad_total, _):
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_head = ctx.grads
         scale = [None if g is None else g * grad_total.to(g.dtype) for g in (grad_hidden, grad_head)]
-        return *scale, None, None, None, None
+        return *scale, None, None, None, None, None

@@ -1,5 +1,7 @@
-"""Who may attend to whom: the mask rule of P-EAGLE as one predicate, its dense form (the reference), and the dense
-form built once for the longest document and sliced for every other."""
+"""Who may attend to whom: the mask rule of P-EAGLE as one predicate, and its dense form, the reference.
+
+Beside them the dense form built once for the longest document and sliced for every other.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ from peagle_core.elements import PADDING_DOC, Elements
 
 
 def may_attend(q_anchor: Tensor, q_depth: Tensor, k_anchor: Tensor, k_depth: Tensor) -> Tensor:
-    """bool, broadcast: inside one document (a,d) sees (a',d') iff (d'=0 and a'<=a) or (a'=a and d'<=d).
+    """Return whether (a,d) sees (a',d') in one document: iff (d'=0 and a'<=a) or (a'=a and d'<=d).
 
+    bool, broadcast.
     It is what a causal pass over [real tokens ..., MASK, MASK, ...] sees when serving.
     """
     context = (k_depth == 0) & (k_anchor <= q_anchor)
@@ -21,7 +24,10 @@ def may_attend(q_anchor: Tensor, q_depth: Tensor, k_anchor: Tensor, k_depth: Ten
 
 
 def dense_mask(elements: Elements, doc_ids: Tensor) -> Tensor:
-    """bool[N, N], True = row may attend to column. doc_ids: int64[n] of the packed stream; padding sees nothing."""
+    """Return bool[N, N], True = row may attend to column.
+
+    doc_ids: int64[n] of the packed stream; padding sees nothing.
+    """
     a, d = elements.anchor, elements.depth
     doc = doc_ids[a]
     same_doc = (doc[:, None] == doc[None, :]) & (doc != PADDING_DOC)[:, None]
@@ -50,7 +56,7 @@ class AmortizedMask:
         same_anchor |= torch.ones(num_depths, num_depths, dtype=torch.bool).tril()[..., None]
 
     def slice(self, length: int) -> Tensor:
-        """bool[length * K, length * K]: the mask of all pairs of a document of `length` slots; a view, O(1).
+        """Return the mask of all pairs of a document of `length` slots, bool[length * K, length * K]; a view, O(1).
 
         Raises ValueError beyond max_length.
         """
@@ -59,7 +65,7 @@ class AmortizedMask:
         return self.full[: length * self.num_depths, : length * self.num_depths]
 
     def select(self, elements: Elements, doc_ids: Tensor) -> Tensor:
-        """bool[N, N] on the CPU = dense_mask(elements, doc_ids), by picking the rows and columns of the sampled pairs.
+        """Pick the rows and columns of the sampled pairs: bool[N, N] on the CPU = dense_mask(elements, doc_ids).
 
         The packed row may be at most max_length slots long and K deep (ValueError otherwise).
         """

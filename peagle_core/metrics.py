@@ -38,12 +38,12 @@ class DraftMetrics:
 
     @property
     def accuracy(self) -> list[float]:
-        """Per depth, on its own: P(draft d+1 right), whatever came before it."""
+        """Return the accuracy of each depth on its own: P(draft d+1 right), whatever came before it."""
         return (self.correct / self.total.clamp(min=1)).tolist()
 
     @property
     def expected_accept_length(self) -> float:
-        """1 (the bonus token) + sum over d of P(drafts 1..d+1 all right), teacher-forced on the training text.
+        """Return 1 (the bonus token) + sum over d of P(drafts 1..d+1 all right), teacher-forced on the training text.
 
         Counted on whole chains rather than multiplied from per-depth accuracies: neighbouring drafts succeed together,
         so the product would be too low.
@@ -59,8 +59,10 @@ def _pad_add(a: Tensor, b: Tensor) -> Tensor:
 
 
 def measure(elements: Elements, supervised: Tensor, charged: Tensor, correct: Tensor, loss_sum: Tensor) -> DraftMetrics:
-    """Count one batch. elements: anchor-major [N]; supervised: bool[N]; charged: bool[N], those of them whose label
-    lies in the draft vocabulary; correct: bool[charged.sum()].
+    """Count one batch.
+
+    elements: anchor-major [N]; supervised: bool[N]; charged: bool[N], those of them whose label lies in the draft
+    vocabulary; correct: bool[charged.sum()].
     """
     num_depths = int(elements.depth.max()) + 1 if len(elements) else 1
     right = torch.zeros_like(charged)

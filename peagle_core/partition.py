@@ -15,14 +15,14 @@ from peagle_core.errors import InputError
 
 
 def segment_bounds(length: int, num_segments: int) -> Tensor:
-    """int64[S+1]: B_s = ceil(s * length / S). Raises InputError unless S >= 1."""
+    """Return int64[S+1]: B_s = ceil(s * length / S). Raises InputError unless S >= 1."""
     if num_segments < 1:
         raise InputError(f"num_segments must be at least 1, found {num_segments}")
     return -(-torch.arange(num_segments + 1) * length).div(num_segments, rounding_mode="floor")
 
 
 def balanced_bounds(elements: Elements, length: int, num_segments: int) -> Tensor:
-    """int64[S+1]: boundaries that give every segment about the same number of elements, whatever the positions.
+    """Return boundaries int64[S+1] that give every segment about the same number of elements.
 
     B_s is the first position at which at least s/S of the elements come before it. Raises InputError unless S >= 1.
     """
@@ -36,12 +36,12 @@ def balanced_bounds(elements: Elements, length: int, num_segments: int) -> Tenso
 
 
 def _bucket(elements: Elements) -> Tensor:
-    """int64[N]: the position that decides: a at depth 0, else a + 1, where the chain's depth-1 element stands."""
+    """Return the position that decides, int64[N]: a at depth 0, else a + 1, where the chain's depth-1 element is."""
     return elements.anchor + (elements.depth > 0).long()
 
 
 def assign_segments(elements: Elements, length: int, num_segments: int, balanced: bool = False) -> Tensor:
-    """int64[N]: the segment (0..S-1) that charges each element, in closed form.
+    """Return the segment (0..S-1) that charges each element, int64[N], in closed form.
 
     length: number of positions L of the (packed) row; ValueError where an element's bucket - a at depth 0, else a + 1 -
     lies beyond it. Evenly cut, the segment is floor(bucket * S / L); `balanced` cuts by element count instead. Any

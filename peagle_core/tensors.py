@@ -30,7 +30,7 @@ FINITE_CHUNK = 1 << 24
 
 
 def bare_name(name: str) -> str:
-    """`model.midlayer.x` (NeMo, EAGLE-3) -> `layers.0.x` (vLLM's plain format)."""
+    """Turn `model.midlayer.x` (NeMo, EAGLE-3) into `layers.0.x` (vLLM's plain format)."""
     name = name.removeprefix("model.")
     return "layers.0." + name.removeprefix("midlayer.") if name.startswith("midlayer.") else name
 
@@ -42,7 +42,7 @@ def expected_shapes(config: PEagleConfig) -> dict[str, tuple[int, ...]]:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, sharded or not. Raises InputError where there are none."""
+    """Return the safetensors files of a checkpoint, sharded or not. Raises InputError where there are none."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -58,7 +58,10 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[Path, str, Tensor]]:
-    """(file, name, tensor) of every tensor, read when asked for. Raises InputError for an unreadable file."""
+    """Yield (file, name, tensor) of every tensor, read when asked for.
+
+    Raises InputError for an unreadable file.
+    """
     for path in files:
         try:
             with safe_open(path, framework="pt") as file:
@@ -69,8 +72,9 @@ def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[Path, str, Tensor]]:
 
 
 def checked_tensors(stored: Iterable[Stored], config: PEagleConfig, where: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """Bare name and tensor of everything a drafter needs, in the order it comes. where: the checkpoint, for messages.
+    """Yield bare name and tensor of everything a drafter needs, in the order it comes.
 
+    where: the checkpoint, for messages.
     Raises InputError for a missing (shown at the end), unknown, misshapen, duplicate or non-finite tensor.
     """
     check = TensorCheck(config, where)
@@ -92,13 +96,16 @@ class TensorCheck:
         self.d2t: Tensor | None = None
 
     def is_idle(self, name: str) -> bool:
-        """A leftover that no drafter reads. vLLM's layer class carries an unused hidden_norm in layers >= 1, and
-        exporters copy it into the file."""
+        """Return whether it is a leftover that no drafter reads.
+
+        vLLM's layer class carries an unused hidden_norm in layers >= 1, and exporters copy it into the file.
+        vLLM's layer class carries an unused hidden_norm in layers >= 1
+        """
         bare = bare_name(name)
         return bare in IGNORED or (bare.endswith(".hidden_norm.weight") and bare not in self.expected)
 
     def take(self, file: str | Path, name: str, tensor: Tensor) -> Tensor | None:
-        """The tensor in its canonical shape, or None for a leftover. Raises InputError when something is wrong."""
+        """Return the tensor in its canonical shape, None for a leftover. Raises InputError when something is wrong."""
         bare = bare_name(name)
         if self.is_idle(name):
             return None
@@ -111,7 +118,10 @@ class TensorCheck:
         return checked
 
     def finish(self) -> None:
-        """After the last tensor. Raises InputError when something is missing, or d2t is no map."""
+        """Check what came, after the last tensor.
+
+        Raises InputError when something is missing, or d2t is no map.
+        """
         missing = self.missing()
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -156,5 +166,8 @@ def _check(where: str | Path, name: str, tensor: Tensor, shape: tuple[int, ...] 
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """A part at a time: the check itself needs little memory, however large the tensor."""
+    """Return whether all numbers are finite, looking at a part at a time.
+
+    So the check itself needs little memory, however large the tensor.
+    """
     return all(bool(torch.isfinite(part.float()).all()) for part in tensor.reshape(-1).split(FINITE_CHUNK))

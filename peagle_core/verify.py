@@ -13,7 +13,7 @@ def verify_chain(
     draft_probs: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[int, int]:
-    """Returns (accepted, bonus): draft_tokens[:accepted] stand, followed by token `bonus`.
+    """Return (accepted, bonus): draft_tokens[:accepted] stand, followed by token `bonus`.
 
     draft_tokens: int64[K]; target_logits: [K+1, V], row j the target's distribution after draft j. Greedy for
     temperature 0: a draft stands iff it is the argmax. Otherwise speculative sampling (Leviathan et al. 2023): draft

@@ -11,7 +11,9 @@ from sglang_backend.row_budget import largest_num_drafts, reserved_kv_slots, ver
 
 
 class PEagleAlgorithm(CustomSpecAlgo):
-    """Duck-types SGLang's enum. SGLang asks `is_*` for capabilities, hence each override and what it is for:
+    """Duck-type SGLang's enum of algorithms.
+
+    SGLang asks `is_*` for capabilities, hence each override and what it is for:
 
     is_eagle, is_eagle3      the target captures aux states; draft KV pools are sized; the radix cache keys pairs of
                              tokens, so that draft KV (which depends on the next token) is shared correctly

@@ -16,7 +16,6 @@ from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.layers.linear import QKVParallelLinear, RowParallelLinear
 from sglang.srt.layers.logits_processor import LogitsMetadata, LogitsProcessor, LogitsProcessorOutput
 from sglang.srt.layers.radix_attention import RadixAttention
-from sglang.srt.layers.rotary_embedding import get_rope
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.model_loader.weight_utils import default_weight_loader
 from sglang.srt.models.llama import LlamaMLP
@@ -26,10 +25,12 @@ from torch import Tensor, nn
 
 from peagle_core.checkpoint import collect_part, collect_tensors, is_complete
 from peagle_core.config import PEagleConfig
+from peagle_core.correction import Correction
 from peagle_core.draft_vocabulary import draft_vocab_ids
+from peagle_core.head_directory import head_directory
 from peagle_core.tensors import SHARED
 from sglang_backend.draft_inputs import hidden_rows
-from sglang_backend.head_directory import head_directory
+from sglang_backend.rope import HeadRope
 
 STACKED = {  # checkpoint name -> (fused parameter, shard)
     "q_proj": ("qkv_proj", "q"),
@@ -41,7 +42,7 @@ STACKED = {  # checkpoint name -> (fused parameter, shard)
 
 
 class Attention(nn.Module):
-    def __init__(self, config: PEagleConfig, in_size: int, layer_id: int, prefix: str) -> None:
+    def __init__(self, config: PEagleConfig, rope: HeadRope, in_size: int, layer_id: int, prefix: str) -> None:
         super().__init__()
         tp = get_parallel().tp_size
         self.head_dim = config.head_dim
@@ -55,14 +56,7 @@ class Attention(nn.Module):
             config.num_attention_heads * self.head_dim, config.hidden_size,
             bias=config.attention_bias, prefix=add_prefix("o_proj", prefix),
         )  # fmt: skip
-        rope = dict(config.rope_parameters)
-        self.rotary_emb = get_rope(
-            self.head_dim,
-            rotary_dim=self.head_dim,
-            max_position=config.max_position_embeddings,
-            base=rope["rope_theta"],
-            rope_scaling=None if rope["rope_type"] == "default" else rope,
-        )
+        self.rotary_emb = rope
         self.attn = RadixAttention(
             heads, self.head_dim, self.head_dim**-0.5, num_kv_heads=kv_heads, layer_id=layer_id,
             prefix=add_prefix("attn", prefix),
@@ -70,30 +64,35 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, eps=config.rms_norm_eps) if config.qk_norm else None
 
-    def forward(self, positions: Tensor, x: Tensor, forward_batch) -> Tensor:
+    def forward(self, positions: Tensor, x: Tensor, forward_batch, keep: Tensor | None = None) -> Tensor:
+        """Attend with all rows; the output is that of the rows `keep`, None for all. -> [kept rows, H]."""
         q, k, v = self.qkv_proj(x)[0].split(self.sizes, dim=-1)
         if self.q_norm is not None and self.k_norm is not None:
             q = self.q_norm(q.reshape(-1, self.head_dim)).view(q.shape)
             k = self.k_norm(k.reshape(-1, self.head_dim)).view(k.shape)
         q, k = self.rotary_emb(positions, q, k)
-        return self.o_proj(self.attn(q, k, v, forward_batch))[0]
+        attended = self.attn(q, k, v, forward_batch)
+        return self.o_proj(attended if keep is None else attended[keep])[0]
 
 
 class Layer(nn.Module):
-    def __init__(self, config: PEagleConfig, layer_id: int, prefix: str) -> None:
+    def __init__(self, config: PEagleConfig, rope: HeadRope, layer_id: int, prefix: str) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
         self.fused = layer_id == 0
         self.norm_residual = config.norm_before_residual
         in_size = 2 * size if self.fused else size
-        self.self_attn = Attention(config, in_size, layer_id, add_prefix("self_attn", prefix))
+        self.self_attn = Attention(config, rope, in_size, layer_id, add_prefix("self_attn", prefix))
         self.mlp = LlamaMLP(size, config.intermediate_size, config.hidden_act, prefix=add_prefix("mlp", prefix))
         self.input_layernorm = RMSNorm(size, eps=eps)
         self.post_attention_layernorm = RMSNorm(size, eps=eps)
         if self.fused:
             self.hidden_norm = RMSNorm(size, eps=eps)
 
-    def forward(self, positions: Tensor, embed: Tensor, hidden: Tensor, forward_batch) -> Tensor:
+    def forward(
+        self, positions: Tensor, embed: Tensor, hidden: Tensor, forward_batch, keep: Tensor | None = None
+    ) -> Tensor:
+        """[rows, H] -> [kept rows, H]. keep: int64, the rows that anybody reads after this layer, None for all."""
         residual = hidden
         if self.fused:
             normed = self.hidden_norm(hidden)
@@ -101,7 +100,7 @@ class Layer(nn.Module):
             residual = normed if self.norm_residual else hidden
         else:
             x = self.input_layernorm(hidden)
-        hidden = residual + self.self_attn(positions, x, forward_batch)
+        hidden = (residual if keep is None else residual[keep]) + self.self_attn(positions, x, forward_batch, keep)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
@@ -120,13 +119,14 @@ class PEagleModel(nn.Module):
         self.fc = nn.Linear(config.fused_size, config.hidden_size, bias=False)
         self.mask_hidden = nn.Parameter(torch.zeros(1, 1, config.fused_size), requires_grad=False)
         self.register_buffer("mask_fused", torch.zeros(1, config.hidden_size), persistent=False)
+        rope = HeadRope(config)  # one table for all layers
         self.layers = nn.ModuleList(
-            Layer(config, i, add_prefix(f"layers.{i}", prefix)) for i in range(config.num_hidden_layers)
+            Layer(config, rope, i, add_prefix(f"layers.{i}", prefix)) for i in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, eps=eps)
 
     def fuse(self, aux: Tensor) -> Tensor:
-        """[rows, 3H_t] -> [rows, H]."""
+        """Project the target states of rows: [rows, 3H_t] -> [rows, H]."""
         if self.input_norm is not None:
             aux = self.input_norm(aux.contiguous())
         if self.fc_norm is not None:
@@ -135,12 +135,14 @@ class PEagleModel(nn.Module):
         return self.fc(aux)
 
     def forward(self, input_ids: Tensor, positions: Tensor, forward_batch) -> Tensor:
+        """[bs * K, H]: the sampled rows (`spec_info.select_index`). Others end with the last layer's attention."""
         spec_info = forward_batch.spec_info
         fused = self.fuse(spec_info.hidden_states.to(self.fc.weight.dtype))
         hidden = hidden_rows(fused, self.mask_fused, spec_info.source)
         embed = self.embed_tokens(input_ids)
         for layer in self.layers:
-            hidden = layer(positions, embed, hidden, forward_batch)
+            keep = spec_info.select_index if layer is self.layers[-1] else None
+            hidden = layer(positions, embed, hidden, forward_batch, keep)
         return hidden
 
 
@@ -148,30 +150,48 @@ class PEagleForCausalLM(nn.Module):
     draft_parallel_spec = DraftParallelSpec(tp_execution=DraftTPExecution.SINGLE_GROUP)
 
     def __init__(self, config, quant_config=None, prefix: str = "") -> None:
-        """quant_config: None; `server_args.validate` keeps the target's away and refuses one for the head."""
+        """Build the model.
+
+        quant_config: None; `server_args.validate` keeps the target's away and refuses one for the head.
+        """
         super().__init__()
         self.config = config
         self.head = head = PEagleConfig.from_pretrained(head_directory(config.name_or_path))
         self.model = PEagleModel(head, add_prefix("model", prefix))
         self.lm_head = ParallelLMHead(head.draft_vocab_size, head.hidden_size, prefix=add_prefix("lm_head", prefix))
+        # Whole on every rank, as the logits that it corrects are after SGLang has gathered them.
+        self.correction = Correction(head).requires_grad_(False) if head.correction_rank else None
         logits_config = copy.deepcopy(config)
         logits_config.vocab_size = head.draft_vocab_size
         self.logits_processor = LogitsProcessor(logits_config)
         self.hot_token_id: Tensor | None = None  # target id of each draft id, where the vocabularies differ
         self.own: set[str] = set(SHARED)  # which of the shareable tensors the checkpoint brought itself
         self.loaded = False
+        self.unknown_ids = False  # whether ids may come that the head's vocabulary has not, set beside the target
 
     @torch.no_grad()
     def forward(self, input_ids: Tensor, positions: Tensor, forward_batch) -> LogitsProcessorOutput:
-        """next_token_logits: [bs * K, draft vocabulary], the sampled rows (`spec_info.select_index`) only."""
+        """Return next_token_logits [bs * K, draft vocabulary] of the sampled rows (`spec_info.select_index`) only.
+
+        The correction, if there is one, is not in them yet: `proposals` adds it, draft after draft.
+        """
+        input_ids = self.known_ids(input_ids)
         if input_ids.numel() == 0:
             hidden = self.model.norm.weight.new_empty(0, self.head.hidden_size)
         else:
-            hidden = self.model(input_ids, positions, forward_batch)[forward_batch.spec_info.select_index]
+            hidden = self.model(input_ids, positions, forward_batch)
         hidden = self.model.norm(hidden)
         metadata = LogitsMetadata.from_forward_batch(forward_batch)
         logits = self.logits_processor._get_logits(hidden, self.lm_head, metadata)
         return LogitsProcessorOutput(next_token_logits=logits, hidden_states=None)
+
+    def known_ids(self, token_ids: Tensor) -> Tensor:
+        """Replace ids that the head's vocabulary has not by the mask token's."""
+        if not self.unknown_ids:
+            return token_ids
+        mask = self.head.mask_token_id
+        assert mask is not None
+        return torch.where(token_ids < self.head.vocab_size, token_ids, mask)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Load a whole head, or, once there is one, any part of it: an online update comes in buckets.
@@ -195,7 +215,8 @@ class PEagleForCausalLM(nn.Module):
                 self.hot_token_id.copy_(target_ids)
         parameters = dict(self.named_parameters())
         for name, tensor in tensors.items():
-            self._load(parameters, name if name.startswith("lm_head") else f"model.{name}", tensor)
+            outside = name.startswith(("lm_head.", "correction."))
+            self._load(parameters, name if outside else f"model.{name}", tensor)
         self.loaded = True
         self.post_load_weights()
 
@@ -210,14 +231,15 @@ class PEagleForCausalLM(nn.Module):
 
     @torch.no_grad()
     def post_load_weights(self) -> None:
-        """fc(mask_hidden), the same for every mask row of every request; in place, for captured graphs read it.
+        """Compute fc(mask_hidden), the same for every mask row of every request.
 
+        In place, for captured graphs read it.
         SGLang calls it where weights arrive otherwise than through `load_weights`.
         """
         self.model.mask_fused.copy_(self.model.fuse(self.model.mask_hidden.view(1, -1)))
 
     def share_with_target(self, embed: Tensor, head: Tensor) -> None:
-        """Where the checkpoint has no embedding or head of its own, use the target's."""
+        """Use the target's embedding or head where the checkpoint has none of its own."""
         if "embed_tokens.weight" not in self.own:
             self.model.embed_tokens.weight = embed
         if "lm_head.weight" not in self.own:

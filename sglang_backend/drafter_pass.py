@@ -12,6 +12,7 @@ import copy
 import torch
 import torch.nn.functional as F
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
+from sglang.srt.runtime_context import get_parallel
 from sglang.srt.speculative.eagle_info import EagleDraftInput
 from sglang.srt.speculative.eagle_utils import _eagle_prefill_tail_tokens
 from sglang.srt.speculative.eagle_worker_common import build_eagle_verify_input, prepare_for_draft_extend
@@ -22,7 +23,14 @@ from torch import Tensor
 from sglang_backend import proposals
 from sglang_backend.corrections import penalties
 from sglang_backend.counters import Counters
-from sglang_backend.draft_inputs import DraftExtendInput, DraftRows, rows_after_prefill, rows_after_verify
+from sglang_backend.draft_distributions import DraftDistributions
+from sglang_backend.draft_inputs import (
+    DraftExtendInput,
+    DraftRows,
+    kv_slots_of,
+    rows_after_prefill,
+    rows_after_verify,
+)
 from sglang_backend.dump.drafter_passes import Recorder
 from sglang_backend.row_budget import drafter_rows, verified_rows
 from sglang_backend.scratch_kv_slots import ScratchKVSlots
@@ -32,10 +40,14 @@ class DrafterPass(EagleDraftWorker):
     """SGLang's draft worker with the passes replaced; `worker.PEagleDraftWorker` sets it up.
 
     relay_width: drafts per request in SGLang's relay buffers, the largest K; samples_drafts: whether drafts are drawn
-    from the drafter's distribution (rejection sampling) or its argmax; recorder: None unless passes are dumped.
+    from the drafter's distribution (rejection sampling) or its argmax; recorder: None unless passes are dumped;
+    distributions: what sampled drafts were drawn from, set where they are sampled;
+    certain: float32[1], the 1 that stands for each draft where SGLang relays scores of a tree.
     """
 
+    certain: Tensor
     counters: Counters
+    distributions: DraftDistributions
     recorder: Recorder | None
     relay_width: int
     mask_token_id: int
@@ -53,10 +65,17 @@ class DrafterPass(EagleDraftWorker):
     def _draft_extend_for_decode(self, batch, batch_result, *, kv_loc_plan=None) -> None:
         """Run the one drafter pass of a decode step: 2K rows per request at positions seq_lens, seq_lens + 1, ..."""
         self.counters.decode_steps += 1
-        width, bs = drafter_rows(self.num_drafts), batch.seq_lens.shape[0]
-        runner = self.cuda_graph_runner_for_draft_extend
-        if runner is not None and not runner.fits(bs):
-            runner = None
+        runner, drafts = self.cuda_graph_runner_for_draft_extend, None
+        if runner is not None and runner.fits(batch.seq_lens.shape[0]):
+            logits, drafts = runner.draft(batch, batch_result)
+        else:
+            logits = self.draft_runner.forward(self._decode_batch(batch, batch_result)).logits_output.next_token_logits
+        self.counters.decode_drafter_passes += 1
+        self._set_drafts(batch_result.next_draft_input, logits, batch, batch_result.new_seq_lens, drafts)
+
+    def _decode_batch(self, batch, batch_result) -> ForwardBatch:
+        """Return SGLang's batch of a decode step's rows, where no graph has them; `batch` is changed for it."""
+        width = drafter_rows(self.num_drafts)
         rows = rows_after_verify(
             batch_result.next_token_ids,
             batch_result.accept_lens,
@@ -65,34 +84,26 @@ class DrafterPass(EagleDraftWorker):
             self.req_to_token_pool.req_to_token,
             self.num_drafts,
             self.mask_token_id,
-            out=None if runner is None else runner.rows(bs),
-        ).first(bs, self.num_drafts)
+        )
         batch.out_cache_loc = rows.kv_slots
         extend_input = DraftExtendInput(
             hidden_states=batch_result.logits_output.hidden_states,
             source=rows.source,
             select_index=rows.select_index,
             positions=rows.positions,
-            num_correct_drafts=batch_result.accept_lens - 1,
             num_accept_tokens=batch_result.accept_lens,
             num_tokens_per_req=width,
             num_tokens_for_logprob_per_req=width,
         )
-        forward_batch = prepare_for_draft_extend(
+        return prepare_for_draft_extend(
             extend_input,
             batch,
             rows.input_ids,
             width,
             self.draft_runner,
-            runner,
+            None,
             return_hidden_states_before_norm=False,
         )
-        if runner is not None:
-            logits = runner.execute(forward_batch)
-        else:
-            logits = self.draft_runner.forward(forward_batch).logits_output.next_token_logits
-        self.counters.decode_drafter_passes += 1
-        self._set_drafts(batch_result.next_draft_input, logits, batch, batch_result.new_seq_lens + 1)
 
     def _draft_extend_for_prefill(
         self, batch, target_hidden_states, next_token_ids, mm_input_embeds=None, kv_loc_plan=None
@@ -120,7 +131,7 @@ class DrafterPass(EagleDraftWorker):
         draft_input = EagleDraftInput(
             bonus_tokens=next_token_ids, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1
         )
-        self._set_drafts(draft_input, logits, batch, batch.seq_lens + 1)
+        self._set_drafts(draft_input, logits, batch, batch.seq_lens)
         penalties.start(batch.reqs, finished, next_token_ids, self._target_vocab_size)
         return draft_input
 
@@ -134,18 +145,13 @@ class DrafterPass(EagleDraftWorker):
         extended.seq_lens_cpu = batch.seq_lens_cpu + torch.tensor(masks)
         extended.seq_lens = batch.seq_lens + async_h2d(masks, dtype=torch.int64, device=batch.seq_lens.device)
         extended.seq_lens_sum = int(extended.seq_lens_cpu.sum())
-        req_to_token = self.req_to_token_pool.req_to_token
-        extended.out_cache_loc = torch.cat(
-            [
-                req_to_token[request, end - length : end]
-                for request, end, length in zip(
-                    batch.req_pool_indices_cpu.tolist(),
-                    extended.seq_lens_cpu.tolist(),
-                    extended.extend_lens,
-                    strict=True,
-                )
-            ]
-        ).to(torch.int64)
+        ends = extended.seq_lens_cpu.tolist()
+        extended.out_cache_loc = kv_slots_of(
+            self.req_to_token_pool.req_to_token,
+            batch.req_pool_indices_cpu.tolist(),
+            [end - length for end, length in zip(ends, extended.extend_lens, strict=True)],
+            extended.extend_lens,
+        )
         extended.spec_info = DraftExtendInput(
             hidden_states=hidden_states,
             source=rows.source,
@@ -162,38 +168,58 @@ class DrafterPass(EagleDraftWorker):
         forward_batch.return_logprob = False
         return forward_batch
 
-    def _set_drafts(self, draft_input: EagleDraftInput, logits: Tensor, batch, known: Tensor) -> None:
+    def _set_drafts(
+        self, draft_input: EagleDraftInput, logits: Tensor, batch, lengths: Tensor, drafts: Tensor | None = None
+    ) -> None:
         """Enter the drafts of each request, as target ids.
 
-        logits: [bs * K, V_d]; known: int64[bs], tokens each request has so far.
+        logits: [bs * K, V_d]; lengths: int64[bs], one less than the tokens each request has so far; drafts: int64
+        [bs, K], where a graph has computed the argmax already.
         """
         by_request = logits.view(-1, self.num_drafts, logits.shape[-1])
+        chain = None if drafts is not None else self._chain(draft_input)
         if self.samples_drafts:
-            proposal = proposals.propose_sampled(
-                by_request, self.hot_token_id, batch.sampling_info, known, self._target_vocab_size
-            )
+            proposal = proposals.propose_sampled(by_request, self.hot_token_id, batch.sampling_info, lengths + 1, chain)
+            if chain is None:
+                _share(proposal.token_ids)
+        elif drafts is not None:
+            proposal = proposals.Proposal(drafts)
         else:
-            proposal = proposals.propose_greedy(by_request, self.hot_token_id)
+            proposal = proposals.propose_greedy(by_request, self.hot_token_id, chain)
         if self.recorder is not None:
-            self.recorder.record([r.rid for r in batch.reqs], known, proposal.token_ids, logits)
+            self.recorder.record([r.rid for r in batch.reqs], lengths + 1, proposal.token_ids, logits)
         # SGLang's relay buffers have one width; where K is to rise, the tokens missing are drafted as 0 for one step.
-        missing = self.relay_width - self.num_drafts
-        draft_input.topk_index = F.pad(proposal.token_ids, (0, missing))
-        draft_input.topk_p = torch.ones_like(draft_input.topk_index, dtype=torch.float32)
-        draft_input.draft_probs = None if proposal.probs is None else F.pad(proposal.probs, (0, 0, 0, missing))
+        ids = proposal.token_ids
+        if missing := self.relay_width - self.num_drafts:  # padding by nothing would copy
+            ids = F.pad(ids, (0, missing))
+        if proposal.probs is not None:
+            self.distributions.write(batch.req_pool_indices, proposal.probs, self.hot_token_id)
+        draft_input.topk_index, draft_input.draft_probs = ids, None
+        draft_input.topk_p = self.certain.expand(ids.shape)
         draft_input.hidden_states = None
+
+    def _chain(self, draft_input: EagleDraftInput) -> proposals.Chain | None:
+        """Return what makes drafts follow from each other, None for a head without a correction."""
+        model = self.draft_runner.model
+        if model.correction is None:
+            return None
+        return proposals.Chain(model.correction, model.known_ids(draft_input.bonus_tokens), _share)
 
     def draft(self, batch, *, with_topology: bool = False):
         """Return the verify input of the drafts that came with the batch; no drafter pass here."""
         draft_input: EagleDraftInput = batch.spec_info
-        bs = batch.seq_lens.shape[0]
+        bs, sampling = batch.seq_lens.shape[0], batch.sampling_info
+        drafts, probs = draft_input.topk_index[:, : self.num_drafts], None
+        if self.samples_drafts and not sampling.is_all_greedy:  # greedy verification asks for none
+            greedy = sampling.top_ks <= 1 if sampling.need_top_k_sampling else None
+            probs = self.distributions.read(batch.req_pool_indices, drafts, greedy)
         return build_eagle_verify_input(
             batch,
             draft_input,
             self._topk1_parents_prealloc[:bs],
             self._topk1_score_indices_prealloc[:bs],
-            draft_input.topk_index[:, : self.num_drafts],
-            None if draft_input.draft_probs is None else draft_input.draft_probs[:, : self.num_drafts],
+            drafts,
+            probs,
             target_worker=self.target_worker,
             topk=1,
             num_steps=self.num_drafts,
@@ -201,3 +227,9 @@ class DrafterPass(EagleDraftWorker):
             tree_mask_mode=self.tree_mask_mode,
             device=self.device,
         )
+
+
+def _share(drafts: Tensor) -> None:
+    """Make drawn drafts the first rank's, in place: each rank draws with its own generator, and all verify alike."""
+    if (group := get_parallel().tp_group).world_size > 1:
+        group.broadcast(drafts, src=0)

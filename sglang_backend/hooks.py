@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from sglang_backend import counters, head_config
+from sglang_backend import counters, head_choice, head_config, target_format
 from sglang_backend.corrections import (
     adaptive,
     chain_attention,
@@ -19,6 +19,7 @@ from sglang_backend.corrections import (
     lora,
     min_p,
     penalties,
+    reasoning_tokens,
     refused_requests,
     weight_updates,
 )
@@ -30,14 +31,20 @@ UPDATER_MANAGER = "sglang.srt.managers.scheduler_components.weight_updater.Sched
 UPDATER = "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater."
 BY_NAME = "SGLang asks for a capability of the algorithm, not for its name"
 
-# In every process that loads SGLang's plugins; without PEAGLE they change nothing.
+# In every process that loads SGLang's plugins; without PEAGLE they only refuse GGUF on our CPU platform.
 HOOKS = (
-    # What a head is
+    # What a target and a head are
     Hook(
-        "sglang.srt.arg_groups.speculative_hook._resolve_speculative_algorithm_alias",
+        "sglang.srt.arg_groups.model_path_hook.handle_model_source_paths",
+        Kind.AFTER,
+        target_format.refuse_gguf,
+        "the drafter shares the target's embedding, which a GGUF target keeps quantised; a CPU has no kernels",
+    ),
+    Hook(
+        "sglang.srt.arg_groups.speculative_hook.handle_speculative_decoding",
         Kind.BEFORE,
-        head_config.check_head,
-        "a broken head is refused in a sentence, before SGLang reads its config",
+        head_choice.choose_head,
+        "what is no P-EAGLE head is refused in a sentence, before SGLang reads its config; one snapshot is served",
     ),
     Hook(
         "sglang.srt.utils.hf_transformers_utils.get_config",
@@ -50,6 +57,20 @@ HOOKS = (
         Kind.AFTER,
         head_config.normalise,
         "heads of every spelling become our model class, with sizes and aux layers where SGLang looks for them",
+    ),
+    Hook(
+        "sglang.srt.configs.model_config.ModelConfig.__init__",
+        Kind.AROUND,
+        head_config.without_overrides,
+        "--json-model-override-args speaks of the target",
+        "SGLang does not apply it to drafters",
+    ),
+    Hook(
+        "sglang.srt.configs.model_config.ModelConfig._derive_context_length",
+        Kind.AROUND,
+        head_config.keep_target_context,
+        "a head whose config names a shorter context drafts past it, too",
+        "SGLang serves a drafter of a shorter context",
     ),
     # Where SGLang lists its algorithms by name
     Hook(
@@ -80,6 +101,13 @@ HOOKS = (
         context_limit.widen_kv_slot_table,
         "rows of the last step stand up to 3K past the context limit",
         "SGLang's table of KV slots has room for a whole reservation past the limit",
+    ),
+    Hook(
+        "sglang.srt.managers.utils.compute_num_reserved_tokens",
+        Kind.AFTER,
+        context_limit.reserve_nothing,
+        "the reservation lies past the context, so a request may use all of the context",
+        "SGLang does not count it as the user's tokens",
     ),
     Hook(
         "sglang.srt.model_executor.pool_configurator.create_memory_pool_configurator",
@@ -133,10 +161,24 @@ HOOKS = (
     ),
     # What an operator sees
     Hook(CONTROLLER + "_add_speculative", Kind.AFTER, counters.add_counters, "/server_info shows our counters"),
+    Hook(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager.collect_metrics",
+        Kind.AFTER,
+        counters.count_positions,
+        "Prometheus has acceptance as an average only",
+        "SGLang counts accepted drafts by position",
+    ),
 )
 
 # In processes that serve PEAGLE, once SGLang asks for its worker: these modules are not loaded for every process.
 VERIFICATION = (
+    Hook(
+        "sglang.srt.managers.schedule_batch.Req.update_finish_state",
+        Kind.AFTER,
+        reasoning_tokens.cut,
+        "SGLang counts reasoning before it cuts an answer at its limit or stop",
+        "SGLang counts what it answers",
+    ),
     Hook(
         "sglang.srt.speculative.eagle_utils.eagle_sample",
         Kind.AROUND,

@@ -81,7 +81,7 @@ def _set(hook: Hook) -> None:
 
 
 def require(hooks: Iterable[Hook]) -> None:
-    """Raises InputError, naming the first of the hooks that is not in place."""
+    """Raise InputError, naming the first of the hooks that is not in place."""
     for hook in hooks:
         if not _in_place(hook):
             raise InputError(lacks(hook))

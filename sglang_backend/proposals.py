@@ -4,65 +4,117 @@ With `--speculative-use-rejection-sampling` a draft is drawn from the drafter's 
 accepts it with probability min(1, p/q), else samples from the residual max(p - q, 0): the output follows the target
 whatever q is (Leviathan et al. 2023). The mask rows of one pass know nothing of each other's draws, so the q of slot k
 is the same whatever was drawn at the slots before it: exactly what verification wants.
+
+A head with a correction (`peagle_core.correction`) chooses its drafts one after the other, in the same pass's logits:
+each row gets what the draft before it adds. Then q is that of the corrected row, given the draft before it; a draft is
+verified only where that one stands, so this is what verification wants, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from sglang.kernels.ops.speculative.row_argmax import row_argmax
 from sglang.srt.speculative.spec_utils import sample_draft_proposal
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """token_ids: int64[bs, K], target ids; probs: float32[bs, K, V], the q each id was drawn from, None if argmax."""
+    """token_ids: int64[bs, K], target ids; probs: float32[bs, K, V_d], what they were drawn from, None if argmax."""
 
     token_ids: Tensor
     probs: Tensor | None = None
 
 
-def propose_greedy(logits: Tensor, draft_to_target: Tensor | None) -> Proposal:
-    """logits: [bs, K, V_d]; draft_to_target: int64[V_d], target ids of the draft vocabulary, None where equal."""
-    return Proposal(_target_ids(logits.argmax(-1), draft_to_target))
+@dataclass(frozen=True)
+class Chain:
+    """What makes each draft follow from the one before it.
+
+    correction: target ids int[bs] -> [bs, V_d], added to the next row's logits; newest: int[bs], the tokens before the
+    first drafts; share: makes drawn ids int64[bs] the first rank's, in place.
+    """
+
+    correction: Callable[[Tensor], Tensor]
+    newest: Tensor
+    share: Callable[[Tensor], object] = lambda _: None
+
+
+def propose_greedy(logits: Tensor, draft_to_target: Tensor | None, chain: Chain | None = None) -> Proposal:
+    """Propose the argmax of each row; a chain corrects the logits in place.
+
+    logits: [bs, K, V_d]; draft_to_target: int64[V_d], target ids of the draft vocabulary, None where equal.
+    """
+    if chain is None:
+        return Proposal(_target_ids(_argmax(logits), draft_to_target))
+    drafts, previous = [], chain.newest
+    for row in logits.unbind(1):
+        row += chain.correction(previous)
+        previous = _target_ids(_argmax(row), draft_to_target)
+        drafts.append(previous)
+    return Proposal(torch.stack(drafts, 1))
 
 
 def propose_sampled(
-    logits: Tensor, draft_to_target: Tensor | None, sampling_info, known: Tensor, vocab_size: int
+    logits: Tensor, draft_to_target: Tensor | None, sampling_info, known: Tensor, chain: Chain | None = None
 ) -> Proposal:
-    """Draw every draft at its request's temperature; greedy requests get the argmax.
+    """Draw every draft at its request's temperature; greedy requests get the argmax. A chain corrects in place.
 
     logits: [bs, K, V_d]; known: int64[bs], tokens each request has, which with the seed and the slot fixes the draw
-    where seeds are in force; vocab_size: V of the target.
+    where seeds are in force.
     """
-    ids, probs = [], []
-    for step in range(logits.shape[1]):
+    if sampling_info.is_all_greedy:
+        return propose_greedy(logits, draft_to_target, chain)
+    if chain is None and sampling_info.sampling_seed is None:
+        return Proposal(*_draw_at_once(logits, draft_to_target, sampling_info))
+    return Proposal(*_draw_in_turn(logits, draft_to_target, sampling_info, known, chain))
+
+
+def _draw_at_once(logits: Tensor, draft_to_target: Tensor | None, sampling_info) -> tuple[Tensor, Tensor]:
+    """Draw all slots in one call. -> (target ids [bs, K], q [bs, K, V_d])."""
+    bs, k, size = logits.shape
+    probs, _, drafts = sample_draft_proposal(
+        logits.reshape(bs * k, size),
+        sampling_info.temperatures.repeat_interleave(k, 0),
+        sampling_info.top_ks.repeat_interleave(k, 0),
+    )
+    return _target_ids(drafts.view(bs, k), draft_to_target), probs.view(bs, k, size)
+
+
+def _draw_in_turn(
+    logits: Tensor, draft_to_target: Tensor | None, sampling_info, known: Tensor, chain: Chain | None
+) -> tuple[Tensor, Tensor]:
+    """Draw slot by slot, for a seed draws by slot and a chain by the draft before. -> as `_draw_at_once`."""
+    ids: list[Tensor] = []
+    probs: list[Tensor] = []
+    for step, row in enumerate(logits.unbind(1)):
+        if chain is not None:
+            row += chain.correction(ids[-1] if ids else chain.newest)
         q, _, token = sample_draft_proposal(
-            logits[:, step],
+            row,
             sampling_info.temperatures,
             sampling_info.top_ks,
             sampling_seed=sampling_info.sampling_seed,
             positions=known,
             draft_step=step,
         )
-        ids.append(token[:, 0])
+        drafts = _target_ids(token[:, 0], draft_to_target)
+        if chain is not None:
+            chain.share(drafts)
+        ids.append(drafts)
         probs.append(q)
-    return Proposal(
-        _target_ids(torch.stack(ids, 1), draft_to_target),
-        _over_target_vocabulary(torch.stack(probs, 1), draft_to_target, vocab_size),
-    )
+    return torch.stack(ids, 1), torch.stack(probs, 1)
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """[..., V_d] -> int64[...], the first of equals. On a GPU SGLang's kernel: torch gives a row to one block."""
+    if logits.is_cuda and logits.dtype == torch.float32:
+        rows = logits if logits.dim() == 2 else logits.view(-1, logits.shape[-1])
+        return row_argmax(rows).view(logits.shape[:-1])
+    return logits.argmax(-1)
 
 
 def _target_ids(drafts: Tensor, draft_to_target: Tensor | None) -> Tensor:
     return drafts if draft_to_target is None else draft_to_target[drafts]
-
-
-def _over_target_vocabulary(probs: Tensor, draft_to_target: Tensor | None, vocab_size: int) -> Tensor:
-    """[bs, K, V_d] -> [bs, K, V], zero for tokens that the drafter cannot propose."""
-    size = probs.shape[-1]
-    if draft_to_target is None and size == vocab_size:
-        return probs
-    if draft_to_target is None:
-        draft_to_target = torch.arange(size, device=probs.device)
-    return probs.new_zeros(*probs.shape[:2], vocab_size).index_copy_(2, draft_to_target, probs)

@@ -6,9 +6,13 @@ steps no scratch is needed: the scheduler's reservation covers the mask rows (ro
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from sglang.srt.mem_cache.common import evict_from_tree_cache
+from sglang.srt.utils.common import async_h2d
 from torch import Tensor
+
+from sglang_backend.draft_inputs import spans
 
 
 class ScratchKVSlots:
@@ -30,7 +34,7 @@ class ScratchKVSlots:
         self.available = self._allocate()
 
     def _own(self, length: int, masks: int) -> int:
-        """How many of the positions fall into the request's last, partly filled page: those are its own already."""
+        """Return how many positions fall into the request's last, partly filled page: those are its own already."""
         return min(masks, -length % self.page_size)
 
     def _allocate(self) -> bool:
@@ -42,18 +46,32 @@ class ScratchKVSlots:
             self.taken = self.allocator.alloc(sum(pages) * self.page_size)
             if self.taken is None:
                 return False
-        start = 0
-        for request, length, masks, more, page_count in zip(
-            self.requests, self.lengths, self.masks, extra, pages, strict=True
-        ):
-            own = masks - more
-            row = self.req_to_token[request]
-            if own:
-                row[length : length + own] = row[length - 1] + 1 + torch.arange(own, device=row.device)
-            if more and self.taken is not None:
-                row[length + own : length + masks] = self.taken[start : start + more]
-            start += page_count * self.page_size
+        if any(self.masks):
+            self._enter(np.array(self.masks) - extra, np.array(extra), np.array(pages))
         return True
+
+    def _enter(self, own: np.ndarray, extra: np.ndarray, pages: np.ndarray) -> None:
+        """Enter the slots into the requests' rows of the table: a handful of launches for any number of requests.
+
+        own, extra: positions of each request in its own last page, and in pages taken; pages: how many it has taken.
+        """
+        table = self.req_to_token.view(-1)
+        first = np.array(self.requests) * self.req_to_token.shape[1] + np.array(self.lengths)  # position `length`
+        request, i = spans(own)
+        behind, j = spans(extra)
+        columns = [
+            first[request] + i,
+            first[request] - 1,  # the last slot of the prompt: those behind it in the page follow
+            i + 1,
+            (first + own)[behind] + j,
+            ((np.cumsum(pages) - pages) * self.page_size)[behind] + j,
+        ]
+        sent = async_h2d(np.concatenate(columns), dtype=torch.int64, device=table.device)  # type: ignore[arg-type]
+        places, last, offset, more_places, taken = sent.split([len(column) for column in columns])
+        if len(request):
+            table[places] = table[last] + offset.to(table.dtype)
+        if len(behind) and self.taken is not None:
+            table[more_places] = self.taken[taken].to(table.dtype)
 
     def __enter__(self) -> ScratchKVSlots:
         return self

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from sglang.srt.runtime_context import get_spec
+import logging
+import time
+
+import torch
+from sglang.srt.runtime_context import get_schedule, get_spec
 from sglang.srt.speculative.adaptive_runtime_state import AdaptiveController
 from sglang.srt.speculative.adaptive_spec_params import AdaptiveSpeculativeParams
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.draft_utils import DraftBackendFactory
 from sglang.srt.speculative.eagle_worker_v2 import EAGLEWorkerV2
 from sglang.srt.speculative.spec_utils import draft_pp_context, draft_tp_context
+from sglang.srt.utils import get_available_gpu_memory, log_info_on_rank0
 
 from sglang_backend import graphs
 from sglang_backend.counters import Counters
+from sglang_backend.draft_distributions import DraftDistributions
 from sglang_backend.drafter_pass import DrafterPass
 from sglang_backend.dump import drafter_passes
 from sglang_backend.row_budget import largest_num_drafts, positions_past_length
+
+logger = logging.getLogger(__name__)
+
+PHASE = "draft_extend"  # what SGLang calls this pass where it adds up memory and time
 
 
 class PEagleDraftWorker(DrafterPass):
@@ -25,10 +35,15 @@ class PEagleDraftWorker(DrafterPass):
         self.counters = Counters()
         self.recorder = drafter_passes.from_environment()
         self.relay_width = largest_num_drafts(get_spec())
+        self.certain = torch.ones(1, device=self.draft_runner.device)
         # The drafter's attention backends size their page tables and indices by its context length.
         self.draft_runner.model_config.context_len += positions_past_length(self.relay_width)
         self.mask_token_id = self.draft_runner.model.head.mask_token_id
         self.samples_drafts = get_spec().speculative_use_rejection_sampling
+        if self.samples_drafts:  # now, for SGLang sizes the KV pool by what both models have left
+            requests = get_schedule().max_running_requests + 1  # rows of its table; the first is nobody's
+            device = self.draft_runner.device
+            self.distributions = DraftDistributions(requests, self.relay_width, self._target_vocab_size, device)
 
     def alloc_memory_pool(
         self, memory_pool_config=None, req_to_token_pool=None, token_to_kv_pool_allocator=None
@@ -47,6 +62,7 @@ class PEagleDraftWorker(DrafterPass):
         embed, head = self._resolve_shared_embed_and_head()
         model = self.draft_runner.model
         model.share_with_target(embed, head)
+        model.unknown_ids = model.head.vocab_size < self._target_vocab_size
         if model.hot_token_id is not None:
             model.hot_token_id = model.hot_token_id.to(embed.device)
         self.hot_token_id = model.hot_token_id  # one tensor, so that weight updates reach it
@@ -68,16 +84,30 @@ class PEagleDraftWorker(DrafterPass):
             self._capture_cuda_graphs()
 
     def _capture_cuda_graphs(self) -> None:
-        self.cuda_graph_runner = None
-        backend = self.draft_extend_attn_backend
-        self.cuda_graph_runner_for_draft_extend = graphs.DraftGraphs(self) if graphs.wanted(backend) else None
+        self.cuda_graph_runner = self.cuda_graph_runner_for_draft_extend = None
+        if not graphs.wanted(self.draft_extend_attn_backend):
+            return
+        started, before = time.perf_counter(), get_available_gpu_memory(self.device, self.gpu_id)
+        log_info_on_rank0(logger, f"Capture PEAGLE draft CUDA graphs begin. K={self.num_drafts}, {before=:.2f} GB")
+        self.cuda_graph_runner_for_draft_extend = graphs.DraftGraphs(self)
+        seconds, used = time.perf_counter() - started, before - get_available_gpu_memory(self.device, self.gpu_id)
+        # Each K of an adaptive server adds to SGLang's table of memory and time at start.
+        for total, more in (
+            (self._specialized_graph_memory_usage, used),
+            (self._specialized_graph_time_usage, seconds),
+        ):
+            total[PHASE] = total.get(PHASE, 0.0) + more
+        log_info_on_rank0(
+            logger,
+            f"Capture PEAGLE draft CUDA graphs end. K={self.num_drafts}, {seconds=:.2f}, mem usage={used:.2f} GB",
+        )
 
 
 class PEagleWorker(EAGLEWorkerV2):
     """EAGLEWorkerV2 around our draft worker. Its constructor builds its own kind of draft worker, hence ours."""
 
     def __init__(self, server_args, gpu_id: int, nccl_port: int, target_worker) -> None:
-        from sglang.srt.runtime_context import get_device, get_schedule
+        from sglang.srt.runtime_context import get_device
         from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
         from sglang.srt.speculative.spec_utils import get_plan_stream
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 MOST_LINES = 300
@@ -27,3 +28,9 @@ def test_no_folder_of_the_trainer_has_more_than_10_files():
     folders = [path.parent for path in python_files("trainer")]
     counts = {str(folder.relative_to(ROOT)): folders.count(folder) for folder in set(folders)}
     assert {folder: count for folder, count in counts.items() if count > MOST_FILES} == {}
+
+
+def test_hooks_before_a_commit_run_the_ruff_of_the_lint():
+    (pinned,) = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("ruff==")]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert [hook["additional_dependencies"] for hook in hooks if "ruff" in hook["id"]] == [[pinned], [pinned]]

@@ -48,6 +48,8 @@ def tiny_drafter(
                 parameter.uniform_(0.5, 1.5)
             elif parameter.dim() == 2:
                 parameter.mul_(scale)
+    if drafter.correction is not None:  # which starts at zero
+        torch.nn.init.normal_(drafter.correction.lm_head.weight, std=scale)
     sizes = drafter.config
     if sizes.draft_vocab_size < sizes.vocab_size:
         step = sizes.vocab_size // sizes.draft_vocab_size

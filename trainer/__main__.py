@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peagle_core.command_line import shown_as
 from peagle_core.errors import InputError, exit_code, run_command
 
 if TYPE_CHECKING:
@@ -33,9 +34,12 @@ if TYPE_CHECKING:
 Verb = Callable[[argparse.Namespace], signal.Signals | None]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, 1 (failed), 2 (wrong configuration), 128 + the signal that stopped a run after its checkpoint."""
-    parser = _parser()
+def main(arguments: list[str] | None = None, prog: str = "python -m trainer") -> int:
+    """Return the exit code: 0, 1 (failed), 2 (wrong configuration), 128 + the signal that stopped a run.
+
+    prog: how the command was called, for --help.
+    """
+    parser = _parser(prog)
     options, more = parser.parse_known_args(arguments)
     if unknown := [text for text in more if text.startswith("-")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -68,6 +72,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _prepare(options: argparse.Namespace) -> None:
+    if options.show:
+        from trainer.prepare.show import show_records
+
+        show_records(_config(options), options.show)
+        return
     from trainer.prepare.prepare import run_prepare
 
     run_prepare(_config(options), options.to)
@@ -117,36 +126,50 @@ def _config(options: argparse.Namespace, needs_data: bool = True) -> RunConfig:
 PARALLEL_VERBS = (_train, _eval)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _path(text: str) -> Path:
+    """Return the path, from a home directory where it begins with ~ (a shell leaves it in --to=~/x)."""
+    return Path(text).expanduser()
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    plain = argparse.RawDescriptionHelpFormatter
+    configs = os.path.relpath(Path(__file__).with_name("configs"))
+    described = shown_as(__doc__, "python -m trainer", prog).replace("trainer/configs", configs)
+    parser = argparse.ArgumentParser(prog=prog, description=described, formatter_class=plain)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{prepare,regenerate,extract,train,eval,export}")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--config", type=Path, help="YAML file; without it only the overrides count")
+    common.add_argument("--config", type=_path, help="YAML file; without it only the overrides count")
     common.add_argument("overrides", nargs="*", metavar="key=value", help="for example optim.lr=1e-4 (values are YAML)")
 
     def verb(name: str, run: Verb, text: str) -> argparse.ArgumentParser:
-        added = verbs.add_parser(name, parents=[common], help=text)
+        more = f"{text[0].upper()}{text[1:]}.\nEvery setting is a key; {configs}/example.yaml explains them."
+        added = verbs.add_parser(name, parents=[common], help=text, description=more, formatter_class=plain)
         added.set_defaults(run=run)
         return added
 
     prepare = verb("prepare", _prepare, "tokenise data.train once, into a directory of shards")
-    prepare.add_argument("--to", type=Path, help="directory to write (default: output_dir/data)")
+    prepare.add_argument("--to", type=_path, help="directory to write (default: output_dir/data)")
+    prepare.add_argument(
+        "--show",
+        type=int,
+        default=0,
+        metavar="N",
+        help="print the first N records, what of them is supervised, no more",
+    )
     regenerate = verb("regenerate", _regenerate, "replace the answers in data.train by the target's own, from a server")
-    regenerate.add_argument("--to", type=Path, help="the .jsonl file to write (default: output_dir/answers.jsonl)")
+    regenerate.add_argument("--to", type=_path, help="the .jsonl file to write (default: output_dir/answers.jsonl)")
     extract = verb("extract", _extract, "the target's hidden states of all data, to disk")
-    extract.add_argument("--to", type=Path, help="directory to write (default: states.directory)")
+    extract.add_argument("--to", type=_path, help="directory to write (default: states.directory)")
     extract.add_argument("--yes", action="store_true", help="do not ask, however much it takes on the disk")
     train = verb("train", _train, "train a drafter, save output_dir/head and measure it")
     train.add_argument("--resume", action="store_true", help="continue from the newest checkpoint in output_dir")
     train.add_argument("--dry-run", action="store_true", help="check all sizes and estimate memory and time, no more")
     train.add_argument("--gpus", type=int, default=1, metavar="N", help="of --dry-run: GPUs of one machine")
     evaluate = verb("eval", _eval, "acceptance length and accuracy of a head")
-    evaluate.add_argument("--head", type=Path, help="a head directory or a checkpoint (default: output_dir/head)")
+    evaluate.add_argument("--head", type=_path, help="a head directory or a checkpoint (default: output_dir/head)")
     export = verb("export", _export, "make a head directory from a training checkpoint")
-    export.add_argument("--checkpoint", type=Path, help="default: the newest in output_dir")
-    export.add_argument("--to", type=Path, help="directory to write (default: output_dir/head)")
+    export.add_argument("--checkpoint", type=_path, help="default: the newest in output_dir")
+    export.add_argument("--to", type=_path, help="directory to write (default: output_dir/head)")
     export.add_argument("--verify", action="store_true", help="serve two prompts from the exported files")
     return parser
 

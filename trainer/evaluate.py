@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from peagle_core.cod import sample_elements
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.generate import Speculation, speculate
+from peagle_core.metrics import DraftMetrics
 from peagle_core.training import loss_and_backward
 from trainer.config import RunConfig
 from trainer.data.documents import Document
@@ -21,6 +22,7 @@ from trainer.data.packing import PackedRow
 from trainer.hidden_states.base import StateSource
 from trainer.parallel.processes import is_main, merged, mine, sum_metrics
 from trainer.sampler import row_seeds
+from trainer.target.context import room_for_answer
 from trainer.target.sharded import collective_passes
 
 # Held-out elements are drawn alike in every evaluation, whatever the run's seed.
@@ -29,9 +31,11 @@ COD_SEED = 1
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Greedy speculation at one K. accept_length: tokens per target pass, the bonus token included (1 to K+1);
-    standard_error: of it, the prompts being the sample, None for a single one; accept_per_position[j]: share of steps
-    in which drafts 1..j+1 all stood; per_prompt: steps and tokens of each prompt.
+    """Greedy speculation at one K.
+
+    accept_length: tokens per target pass, the bonus token included (1 to K+1); standard_error: of it, the prompts being
+    the sample, None for a single one; accept_per_position[j]: share of steps in which drafts 1..j+1 all stood;
+    per_prompt: steps and tokens of each prompt.
     """
 
     num_draft_tokens: int
@@ -82,23 +86,26 @@ def evaluate(
     states: StateSource,
     rows: Sequence[PackedRow],
     prompts: Sequence[Tensor],
-    eos_token_id: int | None,
+    end_ids: frozenset[int],
 ) -> Evaluation:
     """Measure a drafter, which must be float32 on the target's device, on held-out rows and prompts.
 
-    rows: packed; prompts: int64[n] each; target None: no drafter loop.
+    rows: packed; prompts: int64[n] each; target None: no drafter loop; end_ids: each ends an
+    answer.
     """
     forced = teacher_forced(config, drafter, states, rows)
     acceptance = []
     if target is not None and prompts:
         for k in config.eval.num_draft_tokens:
-            acceptance.append(measure_acceptance(target, drafter, prompts, k, config.eval.max_new_tokens, eos_token_id))
+            acceptance.append(measure_acceptance(target, drafter, prompts, k, config.eval.max_new_tokens, end_ids))
     if forced is None:
         return Evaluation(None, [], None, acceptance)
     return Evaluation(forced.loss, forced.accuracy, forced.expected_accept_length, acceptance)
 
 
-def teacher_forced(config: RunConfig, drafter: PEagleDrafter, states: StateSource, rows: Sequence[PackedRow]):
+def teacher_forced(
+    config: RunConfig, drafter: PEagleDrafter, states: StateSource, rows: Sequence[PackedRow]
+) -> DraftMetrics | None:
     """Sum DraftMetrics over all rows with a fixed draw of elements; None when there are no rows."""
     cod = config.drafter
     depths = drafter.config.num_depths or cod.num_depths
@@ -131,18 +138,24 @@ def measure_acceptance(
     prompts: Sequence[Tensor],
     num_draft_tokens: int,
     max_new_tokens: int,
-    eos_token_id: int | None = None,
+    end_ids: frozenset[int] = frozenset(),
 ) -> Acceptance:
-    """Draft greedily for every prompt (`peagle_core.generate.speculate`); steps of all prompts weigh alike."""
+    """Draft greedily for every prompt (`peagle_core.generate.speculate`); steps of all prompts weigh alike.
+
+    end_ids: each ends an answer, and what is accepted behind it does not count. Prompts that leave no room for a step
+    within the target's context are left out.
+    """
+    room = [room_for_answer(target.config, len(prompt), num_draft_tokens, max_new_tokens) for prompt in prompts]
+    prompts = [prompt for prompt, tokens in zip(prompts, room, strict=True) if tokens > 1]
+    room = [tokens for tokens in room if tokens > 1]
     done: dict[int, Speculation] = {}
     with collective_passes(target):
         for i in tqdm(mine(prompts), desc=f"drafting, K={num_draft_tokens}", unit="prompt", leave=False):
-            done[i] = speculate(
-                target, drafter, prompts[i], num_draft_tokens, max_new_tokens, eos_token_id=eos_token_id
-            )
+            done[i] = speculate(target, drafter, prompts[i], num_draft_tokens, room[i], eos_token_id=end_ids)
     results = merged(done)
-    lengths = [length for result in results for length in result.accept_lengths]
-    per_prompt = [(len(result.accept_lengths), sum(result.accept_lengths)) for result in results]
+    of_prompts = [lengths_within_turn(result, end_ids) for result in results]
+    lengths = [length for steps in of_prompts for length in steps]
+    per_prompt = [(len(steps), sum(steps)) for steps in of_prompts]
     new_tokens = sum(len(result.output_ids) for result in results)
     steps = max(1, len(lengths))
     return Acceptance(
@@ -154,6 +167,14 @@ def measure_acceptance(
         new_tokens=new_tokens,
         per_prompt=per_prompt,
     )
+
+
+def lengths_within_turn(result: Speculation, end_ids: frozenset[int]) -> list[int]:
+    """Return the accept lengths without what the last step accepted behind the end of the turn, which is not served."""
+    lengths, tokens = list(result.accept_lengths), result.output_ids
+    if lengths and tokens[-1] in end_ids:
+        lengths[-1] -= sum(lengths) - (len(tokens) - 1)  # the first token is the target's own
+    return lengths
 
 
 def standard_error(per_prompt: Sequence[tuple[int, int]]) -> float | None:
@@ -169,11 +190,16 @@ def standard_error(per_prompt: Sequence[tuple[int, int]]) -> float | None:
 
 
 def prompts_of(documents: Sequence[Document], count: int, prompt_tokens: int) -> list[Tensor]:
-    """Return the first `count` prompts: what stands before a document's first generated token, or the first
-    prompt_tokens of a running text (generated from the start). Documents too short for that have none.
+    """Return the first `count` prompts.
+
+    A prompt is a document of which nothing was generated, what stands before the first generated token of another, or
+    the first prompt_tokens of a running text (generated from the start). Documents too short for that have none.
     """
     prompts = []
     for document in documents:
+        if document.is_prompt:
+            prompts.append(document.input_ids)
+            continue
         first = int(document.loss_mask.long().argmax())
         length = first if first > 1 else prompt_tokens
         if length < len(document):

@@ -18,8 +18,10 @@ PATIENCE = 200  # steps in a row
 
 @dataclass
 class LossGuard:
-    """steps: losses seen; begin: the very first; first: the mean of the first START ones, capped; now: smoothed; best:
-    the lowest `now`; climbing: steps in a row for which `now` has been too high.
+    """Notice a loss that has climbed for good.
+
+    steps: losses seen; begin: the very first; first: the mean of the first START ones, capped; now: smoothed; best: the
+    lowest `now`; climbing: steps in a row for which `now` has been too high.
     """
 
     steps: int = 0

@@ -17,7 +17,8 @@ from trainer.config import RunConfig
 from trainer.config.sections import DrafterConfig
 from trainer.data.documents import Document
 from trainer.data.prepared import PreparedDocuments
-from trainer.data.vocabulary import count_generated, most_frequent
+from trainer.data.vocabulary import NOTHING_ESSENTIAL, Essential, count_generated, most_frequent
+from trainer.target.context import context_length
 from trainer.target.load import embedding
 
 # What a Llama rotary embedding over the whole head understands; the rest belongs to other architectures.
@@ -35,11 +36,12 @@ def drafter_config(
     target: its name or directory; mask_token_id: None for EAGLE-3. Raises InputError, one sentence.
     """
     text = target_config.get_text_config()
-    heads = wanted.num_attention_heads or text.num_attention_heads
+    heads = wanted.num_attention_heads or _required(text, "num_attention_heads", "drafter.num_attention_heads")
+    width = _required(text, "hidden_size")
     shape = PEagleConfig(
         vocab_size=vocab_size,
-        hidden_size=text.hidden_size,
-        intermediate_size=wanted.intermediate_size or text.intermediate_size,
+        hidden_size=width,
+        intermediate_size=wanted.intermediate_size or getattr(text, "intermediate_size", None) or 4 * width,
         num_hidden_layers=wanted.num_hidden_layers,
         num_attention_heads=heads,
         num_key_value_heads=wanted.num_key_value_heads or getattr(text, "num_key_value_heads", None) or heads,
@@ -47,9 +49,9 @@ def drafter_config(
         aux_layer_ids=wanted.aux_layer_ids,
         num_depths=wanted.num_depths,
         draft_vocab_size=wanted.draft_vocab_size or vocab_size,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        head_dim=getattr(text, "head_dim", None) or width // text.num_attention_heads,
         rms_norm_eps=getattr(text, "rms_norm_eps", 1e-5),
-        max_position_embeddings=text.max_position_embeddings,
+        max_position_embeddings=getattr(text, "max_position_embeddings", None) or context_length(text) or 4096,
         rope_parameters=_rope_parameters(text),
         norm_before_residual=wanted.norm_before_residual,
         norm_before_fc=wanted.norm_before_fc,
@@ -57,16 +59,21 @@ def drafter_config(
         qk_norm=wanted.qk_norm,
         target=target,
         hidden_state_design=wanted.hidden_state_design,
+        correction_rank=wanted.correction_rank,
     )
     return shape.replace(aux_layer_ids=shape.aux_layer_ids_for(text.num_hidden_layers))
 
 
 def new_drafter(
-    config: RunConfig, target: Ends, mask_token_id: int | None, documents: Sequence[Document]
+    config: RunConfig,
+    target: Ends,
+    mask_token_id: int | None,
+    documents: Sequence[Document],
+    essential: Essential = NOTHING_ESSENTIAL,
 ) -> PEagleDrafter:
     """Make a drafter in float32 on the target's device.
 
-    documents: the training data, counted when draft_vocab_size is smaller than V.
+    documents: the training data, counted when draft_vocab_size is smaller than V; essential: always drafted then.
     """
     table, head = embedding(target), target_head(target)
     shape = drafter_config(config.drafter, config.target, target.config, mask_token_id, table.shape[0])
@@ -75,7 +82,7 @@ def new_drafter(
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(config.seed)
         drafter = PEagleDrafter(shape)
-    vocab = draft_vocabulary(documents, shape.vocab_size, shape.draft_vocab_size)
+    vocab = draft_vocabulary(documents, shape.vocab_size, shape.draft_vocab_size, essential)
     with torch.no_grad():
         drafter.embed_tokens.weight.copy_(table)
         drafter.lm_head.weight.copy_(head[vocab.to(head.device)])
@@ -90,16 +97,27 @@ def freeze(drafter: PEagleDrafter, wanted: DrafterConfig) -> None:
     drafter.lm_head.requires_grad_(wanted.train_lm_head)
 
 
-def draft_vocabulary(documents: Sequence[Document], vocab_size: int, draft_vocab_size: int) -> Tensor:
-    """Return the ids that the target generated most often, int64[V_d], ascending.
+def draft_vocabulary(
+    documents: Sequence[Document], vocab_size: int, draft_vocab_size: int, essential: Essential = NOTHING_ESSENTIAL
+) -> Tensor:
+    """Return the ids that can be drafted, int64[V_d], ascending.
 
-    Prepared data was counted as a whole.
+    They are the essential ones and those that the target generated most often. Prepared data was counted as a whole.
     """
     if draft_vocab_size == vocab_size:
         return torch.arange(vocab_size)
     if isinstance(documents, PreparedDocuments):
-        return most_frequent(documents.generated_counts, draft_vocab_size)
-    return most_frequent(count_generated(documents, vocab_size), draft_vocab_size)
+        return most_frequent(documents.generated_counts, draft_vocab_size, essential)
+    return most_frequent(count_generated(documents, vocab_size), draft_vocab_size, essential)
+
+
+def _required(text: Any, key: str, instead: str = "") -> int:
+    """Return a size of the target's config. instead: the key of ours that may be set in its place."""
+    value = getattr(text, key, None)
+    if not isinstance(value, int):
+        hint = f"; set {instead}" if instead else ""
+        raise InputError(f"the config of the target ({text.model_type}) gives no single {key!r}{hint}")
+    return value
 
 
 def _rope_parameters(text: Any) -> dict[str, Any]:

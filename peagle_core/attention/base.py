@@ -25,13 +25,13 @@ class ElementAttention(ABC):
 
     @abstractmethod
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """q: [N, heads, D]; k, v: [N, kv_heads, D], rotary embedding applied -> [N, heads, D].
+        """Attend. q: [N, heads, D]; k, v: [N, kv_heads, D], rotary embedding applied -> [N, heads, D].
 
         context: keys and values [C, kv_heads, D] of `slots`, when those were given.
         """
 
     def context_of(self, k: Tensor, v: Tensor, context: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        """The context keys and values: those brought along, or the depth-0 rows of k and v."""
+        """Return the context keys and values: those brought along, or the depth-0 rows of k and v."""
         if (context is None) != (self.slots is None):
             raise ValueError("context keys come with a call exactly when the layout was made with `slots`")
         if context is not None:
@@ -41,5 +41,8 @@ class ElementAttention(ABC):
 
 
 def expand_kv(x: Tensor, num_heads: int) -> Tensor:
-    """[N, kv_heads, D] -> [N, num_heads, D]: query head h reads key/value head h // (heads / kv_heads)."""
+    """Repeat key/value heads: [N, kv_heads, D] -> [N, num_heads, D].
+
+    Query head h reads key/value head h // (heads / kv_heads).
+    """
     return x if x.shape[1] == num_heads else x.repeat_interleave(num_heads // x.shape[1], dim=1)

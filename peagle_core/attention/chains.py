@@ -23,8 +23,12 @@ class ChainAttention:
         self.chunks = plan_chunks(self.layout, chunk_rows)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, context: tuple[Tensor, Tensor]) -> Tensor:
-        """q: [N, heads, D]; k, v: [N, d, kv_heads, D], each chain's rows at depths 1 to d; context: keys and values
-        [C, kv_heads, D] -> [N, heads, D].
+        """Attend the chains' newest rows; return [N, heads, D].
+
+        q: [N, heads, D]; k, v: [N, d, kv_heads, D], each chain's rows at depths 1 to d; context: keys and values [C,
+        kv_heads, D].
+        q: [N, heads, D]; k, v: [N, d, kv_heads, D], each chain's rows at depths 1 to d; context: keys and values [C,
+        kv_heads, D]
         """
         return joined_attention(_Chains, q, context, k, v, self)
 
@@ -37,11 +41,11 @@ class _Chains(Joined):
         self.k, self.v = (heads_first(x.flatten(0, 1)).unflatten(1, x.shape[:2]).flatten(0, 1) for x in kv[2:])
 
     def by_chain(self, x: Tensor) -> Tensor:
-        """[kv_heads, group, N, X] -> [kv_heads * N, group, X]"""
+        """Turn rows into chains: [kv_heads, group, N, X] -> [kv_heads * N, group, X]."""
         return x.transpose(1, 2).flatten(0, 1)
 
     def from_chains(self, x: Tensor) -> Tensor:
-        """The inverse of `by_chain`, contiguous."""
+        """Undo `by_chain`; the result is contiguous."""
         return x.unflatten(0, (self.kv_heads, -1)).transpose(1, 2).contiguous()
 
     def own(self) -> Part:

@@ -21,8 +21,9 @@ GPU_CHUNK_ROWS = 128  # without a flash kernel a chunk holds its scores: heads *
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows start..stop of one document: all see the context keys context_start..shared_stop, none any from
-    context_stop on; keys between are for some of them.
+    """Hold rows start..stop of one document and the context keys that they see.
+
+    All see the keys context_start..shared_stop, none any from context_stop on; keys between are for some of them.
     """
 
     start: int
@@ -32,8 +33,10 @@ class Chunk:
     context_stop: int
 
     def parts(self) -> list[slice]:
-        """The unmasked and the masked context keys. The latter begin with a key that every row sees: no row of a part
-        may be without a key."""
+        """Return the unmasked and the masked context keys.
+
+        The latter begin with a key that every row sees: no row of a part may be without a key.
+        """
         split = self.shared_stop if self.shared_stop == self.context_stop else self.shared_stop - 1
         parts = [slice(self.context_start, split), slice(split, self.context_stop)]
         return [part for part in parts if part.start < part.stop]
@@ -55,8 +58,9 @@ def plan_chunks(layout: Layout, chunk_rows: int | None) -> list[Chunk]:
 
 
 class Context:
-    """Queries and context keys of one call, heads first: [kv_heads, group, rows, D] and [kv_heads, C, D], group being
-    the query heads that share a key head.
+    """Hold queries and context keys of one call, heads first.
+
+    Shapes: [kv_heads, group, rows, D] and [kv_heads, C, D], group being the query heads that share a key head.
     """
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, chunks: list[Chunk]) -> None:
@@ -65,11 +69,11 @@ class Context:
         self.k_context, self.v_context = heads_first(k), heads_first(v)
 
     def grouped(self, x: Tensor) -> Tensor:
-        """[N, heads, D] -> [kv_heads, group, N, D]"""
+        """Turn [N, heads, D] into [kv_heads, group, N, D]."""
         return heads_first(x).unflatten(0, (self.kv_heads, -1))
 
     def nothing(self) -> Part:
-        """What rows that have seen no key know: output 0, log-sum-exp -inf."""
+        """Return what rows that have seen no key know: output 0, log-sum-exp -inf."""
         return torch.zeros_like(self.q), self.q.new_full((*self.q.shape[:3], 1), float("-inf"))
 
     def absorb(self, part: Part) -> None:
@@ -102,7 +106,7 @@ class Context:
         return grad_k, grad_v
 
     def mask(self, c: Chunk, keys: slice) -> Tensor | None:
-        """Additive [group * rows, keys]; None where every row sees every key."""
+        """Return an additive mask [group * rows, keys]; None where every row sees every key."""
         if keys.stop <= c.shared_stop:
             return None
         column = torch.arange(keys.start, keys.stop, device=self.q.device)
@@ -111,10 +115,10 @@ class Context:
 
 
 def heads_first(x: Tensor) -> Tensor:
-    """[rows, heads, D] -> contiguous [heads, rows, D] in float32 or better."""
+    """Turn [rows, heads, D] into contiguous [heads, rows, D] in float32 or better."""
     return x.to(torch.promote_types(x.dtype, torch.float32)).transpose(0, 1).contiguous()
 
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where visible, else -inf."""
+    """Return the mask as numbers to add: 0 where visible, else -inf."""
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))

@@ -8,6 +8,7 @@ part is again ordinary (the identity flash attention rests on). Where the own ke
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,11 +23,11 @@ class Joined(Context, ABC):
 
     @abstractmethod
     def own(self) -> Part:
-        """Every row over its own chain."""
+        """Attend every row to its own chain."""
 
     @abstractmethod
     def own_backward(self, grad: Tensor, out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """dQ [kv_heads, group, N, D], dK and dV in the shape they were given in, given the joined attention."""
+        """Return dQ [kv_heads, group, N, D], dK and dV in the shape they were given in, given the joined attention."""
 
 
 def joined_attention(
@@ -38,7 +39,16 @@ def joined_attention(
 
 class _JoinedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k_context, v_context, k, v, call, plan):
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k_context: Tensor,
+        v_context: Tensor,
+        k: Tensor,
+        v: Tensor,
+        call: Callable[..., Joined],
+        plan: Any,
+    ) -> Tensor:
         with torch.autocast(q.device.type, enabled=False):
             problem = call(q, (k_context, v_context, k, v), plan)
             out, lse = problem.own()
@@ -49,7 +59,7 @@ class _JoinedAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, *kv, out, lse = ctx.saved_tensors
         with torch.autocast(q.device.type, enabled=False):
             problem = ctx.call(q, kv, ctx.plan)

@@ -29,8 +29,9 @@ class Layout:
 
 
 def make_layout(elements: Elements, doc_ids: Tensor, slots: Tensor | None = None) -> Layout:
-    """The ranges of N anchor-major elements; a document is one run of equal doc_ids, padding sees nothing.
+    """Return the ranges of N anchor-major elements.
 
+    A document is one run of equal doc_ids; padding sees nothing.
     slots: int64[C], ascending: the slots of context keys that will come from elsewhere; the elements are then all at
     depth >= 1 (ValueError otherwise). Without it their own depth-0 rows are the context.
     """

@@ -17,7 +17,10 @@ LOG2E = 1.4426950408889634
 
 
 def plain_part(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Part:
-    """Written out. A row that sees no key gives output 0 and log-sum-exp -inf."""
+    """Compute attention over one part of the keys, written out.
+
+    A row that sees no key gives output 0 and log-sum-exp -inf.
+    """
     scores = _scores(q, k, mask)
     top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
     p = scores.sub_(top).exp2_()
@@ -28,7 +31,7 @@ def plain_part(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Part:
 def plain_part_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dQ, dK, dV of one part of the keys, written out."""
+    """Return dQ, dK, dV of one part of the keys, written out."""
     p = _scores(q, k, mask).sub_(_finite(lse) * LOG2E).exp2_()
     delta = (grad * out).sum(-1, keepdim=True)
     grad_scores = (grad @ v.transpose(-1, -2)).sub_(delta).mul_(p).mul_(q.shape[-1] ** -0.5)
@@ -36,18 +39,21 @@ def plain_part_backward(
 
 
 def _scores(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """In base 2: on CPUs torch.exp is some 50 times slower where a mask makes it underflow, torch.exp2 is not."""
+    """Return the scores in base 2.
+
+    On CPUs torch.exp is some 50 times slower where a mask makes it underflow; torch.exp2 is not.
+    """
     scores = (q * (q.shape[-1] ** -0.5 * LOG2E)) @ k.transpose(-1, -2)
     return scores if mask is None else scores.add_(mask)
 
 
 def _finite(lse: Tensor) -> Tensor:
-    """Rows without a key: exp(-inf - 0) = 0 where exp(-inf + inf) would be NaN."""
+    """Replace -inf, of rows without a key, by 0: exp(-inf - 0) = 0 where exp(-inf + inf) would be NaN."""
     return lse.masked_fill(lse == float("-inf"), 0.0)
 
 
 def join(a: Part, b: Part) -> Part:
-    """The attention over the keys of both parts."""
+    """Return the attention over the keys of both parts."""
     (out_a, lse_a), (out_b, lse_b) = a, b
     lse = torch.logaddexp(lse_a, lse_b)
     scale = _finite(lse)
@@ -63,7 +69,7 @@ def _has_flash(q: Tensor) -> bool:
 
 
 def context_part(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Part:
-    """`plain_part` where every row sees a key, by a flash kernel where there is one."""
+    """Compute `plain_part` where every row sees a key, by a flash kernel where there is one."""
     if not _has_flash(q):
         return plain_part(q, k, v, mask)
     out, lse = getattr(torch.ops.aten, FLASH)(q[None], k[None], v[None], attn_mask=mask)
@@ -73,7 +79,7 @@ def context_part(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Part:
 def context_part_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`plain_part_backward` likewise."""
+    """Compute `plain_part_backward` where every row sees a key, likewise."""
     if not _has_flash(q):
         return plain_part_backward(grad, q, k, v, out, lse, mask)
     batched = (x[None] for x in (grad, q, k, v, out))

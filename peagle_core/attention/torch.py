@@ -58,31 +58,37 @@ class _Band(Joined):
         return self.from_band_blocks(d_q).contiguous(), d_k, d_v
 
     def band_blocks(self, x: Tensor) -> Tensor:
-        """[kv_heads, group, N, X] -> [kv_heads * blocks, group * BAND_ROWS, X], zeros after the last row."""
+        """Cut rows into blocks: [kv_heads, group, N, X] -> [kv_heads * blocks, group * BAND_ROWS, X].
+
+        The last block is filled with zeros.
+        """
         pad = -x.shape[2] % BAND_ROWS
         x = F.pad(x, (0, 0, 0, pad)).unflatten(2, (-1, BAND_ROWS))
         return x.transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
     def from_band_blocks(self, x: Tensor) -> Tensor:
-        """The inverse of `band_blocks`."""
+        """Undo `band_blocks`."""
         x = x.unflatten(0, (self.kv_heads, -1)).unflatten(2, (-1, BAND_ROWS))
         return x.transpose(1, 2).flatten(2, 3)[:, :, : self.q.shape[2]]
 
     def band_keys(self, x: Tensor) -> Tensor:
-        """[kv_heads, N, D] -> [kv_heads * blocks, reach - 1 + BAND_ROWS, D]"""
+        """Cut keys into overlapping blocks: [kv_heads, N, D] -> [kv_heads * blocks, reach - 1 + BAND_ROWS, D]."""
         pad = -x.shape[1] % BAND_ROWS
         x = F.pad(x, (0, 0, self.reach - 1, pad))
         return x.unfold(1, self.reach - 1 + BAND_ROWS, BAND_ROWS).transpose(2, 3).flatten(0, 1)
 
     def from_band_keys(self, grad: Tensor) -> Tensor:
-        """The adjoint of `band_keys`: gradients of a key add up over the two blocks that may hold it."""
+        """Apply the adjoint of `band_keys`: gradients of a key add up over the two blocks that may hold it."""
         grad = grad.unflatten(0, (self.kv_heads, -1))
         own_block, before = grad[:, :, self.reach - 1 :], grad[:, 1:, : self.reach - 1]
         own_block[:, :-1, BAND_ROWS - (self.reach - 1) :] += before
         return own_block.flatten(1, 2)[:, : self.k.shape[1]]
 
     def band_mask(self) -> Tensor:
-        """Additive [kv_heads * blocks, group * BAND_ROWS, reach - 1 + BAND_ROWS]; rows without a chain see nothing."""
+        """Return an additive mask [kv_heads * blocks, group * BAND_ROWS, reach - 1 + BAND_ROWS].
+
+        Rows without a chain see nothing.
+        """
         pad = -len(self.layout.own) % BAND_ROWS
         own = F.pad(self.layout.own, (0, pad)).view(-1, BAND_ROWS, 1)
         row = torch.arange(BAND_ROWS, device=own.device)[:, None]

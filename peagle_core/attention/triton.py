@@ -99,7 +99,7 @@ def _launch(blocks: tuple[int, int, int], q: Tensor, stages: int) -> dict[str, A
 
 class _TritonAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k_context, v_context, k, v, plan):
+    def forward(ctx: Any, q: Tensor, k_context: Tensor, v_context: Tensor, k: Tensor, v: Tensor, plan: _Plan) -> Tensor:
         from peagle_core.kernels.attention_forward import attention_forward
 
         q, k_context, v_context, k, v = (x.contiguous() for x in (q, k_context, v_context, k, v))
@@ -117,7 +117,7 @@ class _TritonAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         from peagle_core.kernels.attention_backward import grad_chain_kv, grad_context_kv, grad_query
 
         q, k_context, v_context, k, v, out, lse = ctx.saved_tensors

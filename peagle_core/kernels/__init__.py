@@ -8,7 +8,7 @@ import torch
 
 
 def runs_on(device: torch.device) -> bool:
-    """Whether Triton kernels can run on tensors of this device."""
+    """Return whether Triton kernels can run on tensors of this device."""
     if device.type == "cuda":
         return torch.version.cuda is not None or torch.version.hip is not None
     return os.environ.get("TRITON_INTERPRET") == "1"

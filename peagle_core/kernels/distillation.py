@@ -16,12 +16,12 @@ MAX_BLOCK = 4096
 
 @triton.jit
 def distill_rows(
-    DRAFT, TARGET, TARGET_ROW, WEIGHT, LOSS, CORRECT, vocab, HARD: tl.constexpr, WRITE_GRAD: tl.constexpr,
-    BLOCK: tl.constexpr,
+    DRAFT, TARGET, TARGET_ROW, WEIGHT, LOSS, CORRECT, vocab, tv, HARD: tl.constexpr, MIXED: tl.constexpr,
+    WRITE_GRAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """DRAFT: [rows, vocab] logits, replaced by WEIGHT * d loss / d logits; TARGET: [slots, vocab] logits; TARGET_ROW:
     int64[rows] into them; WEIGHT, LOSS: float32[rows], LOSS weighted; CORRECT: int8[rows]. HARD: cross entropy with the
-    target's top-1, else KL(target || draft). Grid (rows,).
+    target's top-1, else KL(target || draft). MIXED: tv is the share of total variation in the loss. Grid (rows,).
     """
     row = tl.program_id(0).to(tl.int64)
     DRAFT += row * vocab
@@ -65,6 +65,17 @@ def distill_rows(
     target_lse = target_max + tl.log(target_sum)
     row_weight = tl.load(WEIGHT + row)
     loss = draft_lse - draft_at_top if HARD else gap_sum / target_sum - target_lse + draft_lse
+    if MIXED:
+        overlap = 0.0
+        below = 0.0  # mass of the draft where it is below the target
+        for start in range(0, vocab, BLOCK):
+            column = start + columns
+            inside = column < vocab
+            q = tl.exp(tl.load(DRAFT + column, mask=inside, other=-1.0e30).to(tl.float32) - draft_lse)
+            p = tl.exp(tl.load(TARGET + column, mask=inside, other=-1.0e30).to(tl.float32) - target_lse)
+            overlap += tl.sum(tl.minimum(p, q), 0)
+            below += tl.sum(tl.where(q < p, q, 0.0), 0)
+        loss = (1.0 - tv) * loss + tv * (1.0 - overlap)
     tl.store(LOSS + row, loss * row_weight)
     tl.store(CORRECT + row, (draft_top == target_top).to(tl.int8))
     if WRITE_GRAD:
@@ -72,21 +83,28 @@ def distill_rows(
             column = start + columns
             inside = column < vocab
             draft = tl.load(DRAFT + column, mask=inside, other=-1.0e30).to(tl.float32)
+            q = tl.exp(draft - draft_lse)
             if HARD:
-                p = tl.where(column == target_top, 1.0, 0.0)
+                grad = q - tl.where(column == target_top, 1.0, 0.0)
             else:
                 target = tl.load(TARGET + column, mask=inside, other=-1.0e30).to(tl.float32)
-                p = tl.exp(target - target_lse)
-            grad = (tl.exp(draft - draft_lse) - p) * row_weight
+                grad = q - tl.exp(target - target_lse)
+            if MIXED:
+                target = tl.load(TARGET + column, mask=inside, other=-1.0e30).to(tl.float32)
+                is_below = tl.where(q < tl.exp(target - target_lse), 1.0, 0.0)
+                grad = (1.0 - tv) * grad + tv * q * (below - is_below)
+            grad = grad * row_weight
             tl.store(DRAFT + column, grad.to(DRAFT.dtype.element_ty), mask=inside)
 
 
 def distill(
-    draft: Tensor, target: Tensor, target_row: Tensor, weight: Tensor, loss: str, write_grad: bool
+    draft: Tensor, target: Tensor, target_row: Tensor, weight: Tensor, loss: str, write_grad: bool, tv: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Weighted losses float32[rows] and top-1 agreement bool[rows]; with write_grad, draft becomes the gradient.
+    """Compute weighted losses float32[rows] and top-1 agreement bool[rows].
 
-    draft: [rows, V_d] contiguous; target: [slots, V_d] contiguous; target_row: int64[rows]; weight: float[rows].
+    With write_grad, draft becomes the gradient.
+    draft: [rows, V_d] contiguous; target: [slots, V_d] contiguous; target_row: int64[rows]; weight: float[rows];
+    tv: see `peagle_core.loss`.
     """
     rows, vocab = draft.shape
     losses = draft.new_empty(rows, dtype=torch.float32)
@@ -94,7 +112,7 @@ def distill(
     block = min(MAX_BLOCK, max(16, triton.next_power_of_2(vocab)))
     if rows:
         distill_rows[(rows,)](
-            draft, target, target_row, weight.float().contiguous(), losses, correct, vocab,
-            HARD=loss == "ce", WRITE_GRAD=write_grad, BLOCK=block, num_warps=8,
+            draft, target, target_row, weight.float().contiguous(), losses, correct, vocab, tv,
+            HARD=loss == "ce", MIXED=tv > 0, WRITE_GRAD=write_grad, BLOCK=block, num_warps=8,
         )  # fmt: skip
     return losses, correct.bool()

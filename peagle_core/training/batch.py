@@ -28,7 +28,7 @@ class Batch:
 
     @property
     def doc_starts(self) -> Tensor:
-        """int64[n]: index of the first token of each token's document."""
+        """Return the index of the first token of each token's document, int64[n]."""
         index = torch.arange(len(self.doc_ids), device=self.doc_ids.device)
         is_start = torch.ones_like(self.doc_ids, dtype=torch.bool)
         is_start[1:] = self.doc_ids[1:] != self.doc_ids[:-1]
@@ -36,13 +36,14 @@ class Batch:
 
 
 def draft_vocab_rows(target_head: Tensor, d2t: Tensor) -> Tensor:
-    """[V_d, H_t]: the rows of the target's output head [V, H_t] that the draft vocabulary keeps."""
+    """Return [V_d, H_t]: the rows of the target's output head [V, H_t] that the draft vocabulary keeps."""
     return target_head if len(d2t) == len(target_head) else target_head[draft_vocab_ids(d2t)]
 
 
 def charged_elements(elements: Elements, batch: Batch, target_head: Tensor, d2t: Tensor) -> Tensor:
-    """bool[N]: supervised elements whose label lies in the draft vocabulary (the target's top-1 there, as in EAGLE-3).
+    """Return bool[N]: supervised elements whose label lies in the draft vocabulary.
 
+    The label is the target's top-1 there, as in EAGLE-3.
     target_head: [V, H_t], the target's output head; d2t: int64[V_d] offsets. Summed over a step's batches and ranks,
     this is the loss's one denominator.
     """

@@ -8,6 +8,7 @@ tensors (`torch._subclasses.FakeTensorMode`) is probed too, at no cost: that is 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,6 +69,9 @@ def activation_costs(drafter: PEagleDrafter, attention: str = "torch", recompute
     loss = 5 * LOSS_CHUNK_ROWS * config.draft_vocab_size * 4
     if drafter.lm_head.weight.requires_grad:
         loss += 2 * drafter.lm_head.weight.numel() * element_size
+    if drafter.correction is not None:  # both heads side by side, and the gradient of that
+        width = config.hidden_size + config.correction_rank
+        loss += 2 * config.draft_vocab_size * width * element_size
     # While rows run backward, their gradients stand beside what was kept: about one layer's worth.
     row = peak * (1 + 1 / config.num_hidden_layers)
     return ActivationCosts(kept, row, 3 * leaf * element_size, loss, "" if recompute else "; recompute=True needs less")
@@ -86,7 +90,10 @@ def _bytes_per_row(drafter: PEagleDrafter, attention: str, recompute: bool) -> f
 
 
 def _saved_bytes(drafter: PEagleDrafter, num_rows: int, attention: str, recompute: bool) -> int:
-    """Bytes that one forward over num_rows depth-0 rows keeps for the backward pass, parameters not counted."""
+    """Return the bytes that one forward over num_rows depth-0 rows keeps for the backward pass.
+
+    Parameters are not counted.
+    """
     owned = {p.untyped_storage()._cdata for p in drafter.parameters()}
     kept: dict[int, int] = {}
     alive: list[Tensor] = []  # a freed storage could come back under the same address
@@ -127,7 +134,7 @@ class _FastAttention(torch.autograd.Function):
     """Keeps what the fast backends keep: queries, keys, values, outputs and log-sum-exps. Computes nothing."""
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = torch.empty_like(q)
         ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:2], dtype=torch.float32))
         return out

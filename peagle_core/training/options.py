@@ -17,20 +17,25 @@ NUM_SEGMENTS = 4
 
 @dataclass(frozen=True)
 class StepOptions:
-    """The choices of a step; none but loss and depth_weights changes what is learned, beyond rounding.
+    """The choices of a step; none but loss, tv and the weights changes what is learned, beyond rounding.
 
     mode: "flat", one pass over all elements; "partition", the paper's Algorithm 1; "stream", depth 0 once, then the
-    chains a chunk at a time. loss: "kl" or "ce". depth_weights: K factors of the loss, default 1; a list or a tensor
-    will do. attention: "dense", "torch" or "triton". recompute: keep only each layer's input and run the layer again in
-    the backward pass (activation checkpointing). num_segments and balanced (cut by element count, not by position)
-    belong to mode "partition", chunk_rows (elements per chunk, default by device) to mode "stream".
+    chains a chunk at a time. loss: "kl" or "ce"; tv: share of total variation beside it, 0 to 1. depth_weights: K
+    factors of the loss, default 1; a list or a tensor will do. chain_weights: weigh each element by the probability
+    that the drafts before it stand, as the drafter is now. attention: "dense", "torch" or "triton". recompute: keep
+    only each layer's input and run the layer again in the backward pass (activation checkpointing). num_segments and
+    balanced (cut by element count, not by position) belong to mode "partition", chunk_rows (elements per chunk, default
+    by device) to mode "stream".
 
-    Raises InputError on an unknown mode, loss or attention backend, and on num_segments or chunk_rows below 1.
+    Raises InputError on an unknown mode, loss or attention backend, on tv outside of 0..1, and on num_segments or
+    chunk_rows below 1.
     """
 
     mode: str = "flat"
     loss: str = "kl"
+    tv: float = 0.0
     depth_weights: tuple[float, ...] | None = None
+    chain_weights: bool = False
     attention: str = "torch"
     recompute: bool = False
     num_segments: int = NUM_SEGMENTS
@@ -41,6 +46,8 @@ class StepOptions:
         check_mode(self.mode, MODES)
         if self.loss not in LOSSES:
             raise InputError(f"unknown loss {self.loss!r}; choose from {', '.join(LOSSES)}")
+        if not 0 <= self.tv <= 1:
+            raise InputError(f"tv must be a share from 0 to 1, found {self.tv}")
         fill = object.__setattr__
         fill(self, "attention", check_backend(self.attention))
         if self.depth_weights is not None:

@@ -30,7 +30,7 @@ class Cut:
         self.pairs: list[tuple[Tensor, Tensor]] = []
 
     def leaf(self, x: Tensor) -> Tensor:
-        """A leaf with x's values, in float32 or better so that sums of gradients over many chunks stay exact."""
+        """Return a leaf with x's values, in float32 or better so that sums of gradients over many chunks stay exact."""
         leaf = x.detach().to(torch.promote_types(x.dtype, torch.float32)).requires_grad_(x.requires_grad)
         self.pairs.append((x, leaf))
         return leaf

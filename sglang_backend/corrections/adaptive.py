@@ -29,7 +29,7 @@ def let_peagle_in(reason: Callable, server_args) -> str | None:
 
 
 def check_table(arguments) -> None:
-    """Raises InputError unless the table of `--speculative-adaptive-config` fits PEAGLE."""
+    """Raise InputError unless the table of `--speculative-adaptive-config` fits PEAGLE."""
     path = arguments.speculative_adaptive_config
     if path is None:
         raise InputError(

@@ -18,3 +18,10 @@ def widen_kv_slot_table(extra: int) -> int:
     if get_spec().speculative_algorithm != NAME:
         return extra
     return max(extra, get_alloc_reserve_per_decode() + get_alloc_page_size() - 1)
+
+
+def reserve_nothing(reserved: int) -> int:
+    """Leave all of the context to the user, AFTER compute_num_reserved_tokens: what is reserved lies past it."""
+    from sglang.srt.runtime_context import get_spec
+
+    return 0 if get_spec().speculative_algorithm == NAME else reserved

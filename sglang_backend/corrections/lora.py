@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sglang.srt.arg_groups.overrides import resolving_view
-from sglang.srt.environ import envs
 
 from peagle_core.errors import InputError
 from sglang_backend import NAME
@@ -21,8 +20,6 @@ def check(server_args) -> None:
         return
     if server_args.speculative_adaptive:
         raise InputError("LoRA adapters need one K: drop --speculative-adaptive")
-    if envs.SGLANG_ENABLE_OVERLAP_PLAN_STREAM.get():
-        raise InputError("LoRA adapters do without SGLANG_ENABLE_OVERLAP_PLAN_STREAM: unset it")
 
 
 def let_peagle_in(sglangs: Callable, server_args) -> None:

@@ -40,7 +40,10 @@ def is_penalised(request) -> bool:
 
 
 def penalise(logits: Tensor, drafts: Tensor, counts: Tensor, stops: Tensor, strengths: Strengths) -> None:
-    """In place. logits: [bs, K+1, V]; drafts: int64[bs, K], before rows 1..K; counts: int16[bs, V], before row 0."""
+    """Penalise each row for the tokens before it, in place.
+
+    logits: [bs, K+1, V]; drafts: int64[bs, K], before rows 1..K; counts: int16[bs, V], before row 0.
+    """
     one = counts.new_ones(len(counts), 1)
     for row in range(logits.shape[1]):
         if row:
@@ -53,7 +56,10 @@ def penalise(logits: Tensor, drafts: Tensor, counts: Tensor, stops: Tensor, stre
 
 
 def count_accepted(counts: Tensor, chosen: Tensor, accept_lens: Tensor) -> Tensor:
-    """counts: int16[bs, V]; chosen: [bs, K+1], the target's choice after each row, of which accept_lens[i] stand."""
+    """Add the accepted tokens to the counts.
+
+    counts: int16[bs, V]; chosen: [bs, K+1], the target's choice after each row, of which accept_lens[i] stand.
+    """
     stands = torch.arange(chosen.shape[1], device=chosen.device) < accept_lens[:, None]
     return counts.scatter_add(1, chosen.long(), stands.to(counts.dtype))
 

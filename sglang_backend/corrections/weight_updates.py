@@ -36,7 +36,7 @@ def _head(model_path: str) -> PEagleConfig | None:
 
 
 def _check(model_path: str, found: PEagleConfig, model) -> None:
-    """Raises InputError unless the head at model_path can take the place of the one in `model`."""
+    """Raise InputError unless the head at model_path can take the place of the one in `model`."""
     for name, value in asdict(model.head).items():
         new = getattr(found, name)
         if name not in FREE and asdict(found)[name] != value:

@@ -9,10 +9,10 @@ ATTENTION_BACKEND = "torch_sdpa"
 
 
 def selected() -> bool:
-    """Whether the user asked for this platform."""
+    """Return whether the user asked for this platform."""
     return os.environ.get("SGLANG_PLATFORM") == NAME
 
 
 def activate() -> str | None:
-    """Entry point `sglang.srt.platforms`: the platform class, or None unless it was asked for by name."""
+    """Return the platform class, or None unless it was asked for by name: entry point `sglang.srt.platforms`."""
     return "sglang_backend.cpu.platform:CpuReferencePlatform" if selected() else None

@@ -36,8 +36,9 @@ class _Rows:
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None = None, cap: float = 0.0
 ) -> Tensor:
-    """[rows, heads, v_dim] of one request. q: [rows, heads, d]; k, v: [keys, kv_heads, d]; mask: bool[rows, keys].
+    """Attend the rows of one request: [rows, heads, v_dim].
 
+    q: [rows, heads, d]; k, v: [keys, kv_heads, d]; mask: bool[rows, keys].
     sinks: [heads], a logit per head that takes its share of the softmax and gives nothing (gpt-oss); cap: logits are
     squashed to (-cap, cap) by tanh (Gemma 2), 0 for not.
     """
@@ -87,7 +88,7 @@ class TorchSdpaBackend(AttentionBackend):
         self.rows = rows
 
     def _extents(self, batch) -> tuple[list[int], list[int]]:
-        """Per request: keys before this pass, rows in it."""
+        """Return per request the keys before this pass and the rows in it."""
         mode, seq_lens = batch.forward_mode, batch.seq_lens_cpu.tolist()
         if mode.is_decode():
             # Plain decode counts its token in seq_lens; a draft step does not.
@@ -99,7 +100,7 @@ class TorchSdpaBackend(AttentionBackend):
         return [n - m for n, m in zip(seq_lens, lengths, strict=True)], lengths
 
     def _mask(self, rows: _Rows, window: int) -> Tensor | None:
-        """The causal mask, narrowed to the last `window` + 1 keys where the layer slides (-1: it does not)."""
+        """Return the causal mask, narrowed to the last `window` + 1 keys where the layer slides (-1: it does not)."""
         if window < 0:
             return rows.mask
         length, keys = rows.stop - rows.start, len(rows.kv_slots)

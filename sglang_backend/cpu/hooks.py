@@ -20,7 +20,7 @@ def _kernel(target: str, ours: Callable) -> Hook:
 
 
 def _absent(name: str, ours: Callable) -> Hook:
-    """A kernel that SGLang has as None for this device, so there is nothing to wrap."""
+    """Stand for a kernel that SGLang has as None for this device, so there is nothing to wrap."""
     return Hook(VERIFIERS + name, Kind.SET, ours, "SGLang has no kernel for the device")
 
 

@@ -1,17 +1,21 @@
-"""Linear layers in float32 over weights packed for oneDNN: several rows cost little more than one.
+"""Linear layers over weights packed for oneDNN: several rows cost little more than one.
 
-torch calls MKL, which takes two to four times as long for the K + 1 rows of a verification. A row's result is also the
-same bits in 1, 4, 6 or 24 rows, which does not hold of torch's. The copy costs the weights' memory a second time.
+In float32 torch calls MKL, which takes two to four times as long for the K + 1 rows of a verification. In bfloat16 it
+takes up to twice as long as oneDNN over a packed weight, for any number of rows. A row's result is also the same bits
+in 1, 4, 6 or 24 rows, which does not hold of torch's. The copy costs the weights' memory a second time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+
+from sglang_backend.cpu.dtype import fast_dtype
 
 ROWS = 8  # what the layout is chosen for: a verification; packed for 1 row it stays as it was
 _updates = 0  # how often weights may have changed since the start
@@ -22,6 +26,7 @@ class _Packed:
     weight: Tensor
     address: int  # of the weight that it was made from: sharing of embedding and head replaces it
     updates: int
+    lone_row_differs: bool  # its bits alone and among others: on some CPUs oneDNN has a kernel of its own for one row
 
 
 def note_update(_updater: object, *_args: object, **_kwargs: object) -> None:
@@ -34,13 +39,33 @@ def note_update(_updater: object, *_args: object, **_kwargs: object) -> None:
 
 
 def linear(layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
-    """Return F.linear(x, layer.weight, bias) over the layer's packed weight. x: float32[..., in], not empty."""
+    """Return F.linear(x, layer.weight, bias) over the layer's packed weight. x: [..., in], packable and not empty."""
     weight = cast(Tensor, layer.weight)
     packed: _Packed | None = layer.__dict__.get("_peagle_packed")
     if packed is None or packed.address != weight.data_ptr() or packed.updates != _updates:
-        copy = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
-        packed = layer.__dict__["_peagle_packed"] = _Packed(copy, weight.data_ptr(), _updates)
-    return torch.ops.mkldnn._linear_pointwise(x, packed.weight, bias, "none", [], "")
+        packed = layer.__dict__["_peagle_packed"] = _pack(weight)
+    if packed.lone_row_differs and x.numel() == x.shape[-1]:
+        rows = x.reshape(1, -1).expand(2, -1).contiguous()
+        return _product(rows, packed.weight, bias)[:1].view(*x.shape[:-1], -1)
+    return _product(x, packed.weight, bias)
+
+
+def _pack(weight: Tensor) -> _Packed:
+    copy = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
+    row = torch.arange(weight.shape[1]).sin().to(weight.dtype)[None]
+    lone_row_differs = not torch.equal(_product(row, copy), _product(row.repeat(2, 1), copy)[:1])
+    return _Packed(copy, weight.data_ptr(), _updates, lone_row_differs)
+
+
+def _product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+
+
+@cache
+def packed_dtypes() -> tuple[torch.dtype, ...]:
+    """Return the dtypes that are multiplied over packed weights: bfloat16 only where the CPU itself multiplies it."""
+    fast, _ = fast_dtype(torch.cpu.get_capabilities())
+    return (torch.float32, torch.bfloat16) if fast == "bfloat16" else (torch.float32,)
 
 
 def _packable(layer: nn.Module, x: Tensor) -> bool:
@@ -48,7 +73,8 @@ def _packable(layer: nn.Module, x: Tensor) -> bool:
     return (
         weight is not None
         and weight.dim() == 2
-        and weight.dtype == x.dtype == torch.float32
+        and weight.dtype == x.dtype
+        and x.dtype in packed_dtypes()
         and x.numel() > 0
         and torch.backends.mkldnn.is_available()
     )

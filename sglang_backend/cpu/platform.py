@@ -9,7 +9,7 @@ SGLang imports this module in the middle of its own import, so everything but th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from sglang.srt.platforms.cpu import CpuDeviceMixin
@@ -19,18 +19,11 @@ from sglang.srt.platforms.interface import KVPoolKind, PlatformCapabilities, SRT
 from peagle_core.errors import InputError
 from sglang_backend import NAME
 from sglang_backend.cpu import ATTENTION_BACKEND, torch_kernels
+from sglang_backend.cpu.dtype import fast_dtype
 
 logger = logging.getLogger(__name__)
 
 SPECULATIVE_ALGORITHMS = (NAME, "EAGLE3")
-
-
-def fast_dtype(capabilities: Mapping[str, object]) -> tuple[str, str]:
-    """Return the dtype that is fast on a CPU, and why. capabilities: torch.cpu.get_capabilities()."""
-    for name in ("amx_bf16", "avx512_bf16"):
-        if capabilities.get(name):
-            return "bfloat16", f"has {name}"
-    return "float32", "has neither avx512_bf16 nor amx_bf16"
 
 
 class CpuReferencePlatform(CpuDeviceMixin, SRTPlatform):
@@ -54,6 +47,8 @@ class CpuReferencePlatform(CpuDeviceMixin, SRTPlatform):
             raise InputError("the CPU platform has no deterministic kernels: drop --enable-deterministic-inference")
         if server_args.speculative_algorithm == "EAGLE3" and server_args.speculative_eagle_topk != 1:
             raise InputError("the CPU platform verifies chains, not trees: give --speculative-eagle-topk 1 with EAGLE3")
+        if server_args.enable_strict_thinking:
+            raise InputError("the CPU platform has no mask for thinking: drop --enable-strict-thinking")
         server_args.device = "cpu"
         server_args.attention_backend = ATTENTION_BACKEND
         server_args.sampling_backend = "pytorch"
@@ -86,6 +81,12 @@ class CpuReferencePlatform(CpuDeviceMixin, SRTPlatform):
 
     def get_compile_backend(self, mode: str | None = None) -> str:
         return "eager"
+
+    def get_torch_profiler_activity_str(self) -> str:
+        return "CPU"
+
+    def get_torch_profiler_activity(self) -> torch.profiler.ProfilerActivity:
+        return torch.profiler.ProfilerActivity.CPU
 
     def get_dispatch_key_name(self) -> str:
         return "native"

@@ -13,7 +13,7 @@ from torch import Tensor
 def extend_cache_locs(
     req_pool_indices: Tensor, req_to_token: Tensor, start_offset: Tensor, end_offset: Tensor, **_: object
 ) -> Tensor:
-    """int64[sum(end - start)]: the KV slots of positions start..end-1 of each request, concatenated."""
+    """Return the KV slots of positions start..end-1 of each request, int64[sum(end - start)]."""
     return torch.cat(
         [
             req_to_token[row, start:end]
@@ -27,7 +27,7 @@ def extend_cache_locs(
 def assign_draft_cache_locs(
     req_pool_indices, req_to_token, seq_lens, out_cache_loc, topk, num_cols, positions=None, mrope=None
 ) -> None:
-    """KV slots of the topk * num_cols positions from seq_lens on, per request."""
+    """Return the KV slots of the topk * num_cols positions from seq_lens on, per request."""
     columns = seq_lens[:, None] + torch.arange(topk * num_cols)
     out_cache_loc.copy_(req_to_token[req_pool_indices[:, None], columns].flatten())
     if positions is not None:
@@ -43,7 +43,7 @@ def assign_req_to_token(req_pool_indices, req_to_token, start_offset, end_offset
 
 
 def last_kv_slots(req_to_token: Tensor, req_pool_indices_tensor: Tensor, prefix_lens_tensor: Tensor) -> Tensor:
-    """int64[bs]: the KV slot of each request's last token, -1 where it has none."""
+    """Return the KV slot of each request's last token, int64[bs], -1 where it has none."""
     kv_slots = req_to_token[req_pool_indices_tensor, (prefix_lens_tensor - 1).clamp(min=0)]
     return torch.where(prefix_lens_tensor > 0, kv_slots, -1).to(prefix_lens_tensor.dtype)
 
@@ -52,7 +52,10 @@ def build_chain(
     parent_list, top_scores_index, seq_lens, tree_mask, positions, retrieve_index, retrieve_next_token,
     retrieve_next_sibling, topk, spec_steps, num_verify_tokens, tree_mask_mode,
 ) -> None:  # fmt: skip
-    """The verify tree of a chain: node j follows node j-1. tree_mask stays unread: causal attention is the chain's."""
+    """Build the verify tree of a chain: node j follows node j-1.
+
+    tree_mask stays unread: causal attention is the chain's.
+    """
     nodes = torch.arange(num_verify_tokens)
     positions.copy_((seq_lens[:, None] + nodes).flatten())
     retrieve_index.copy_(torch.arange(retrieve_index.numel()).view_as(retrieve_index))
@@ -76,7 +79,10 @@ def verify_greedy(
     predicts, accept_index, accept_token_num, candidates, retrieve_index, retrieve_next_token, retrieve_next_sibling,
     target_predict, topk=-1,
 ):  # fmt: skip
-    """A draft stands while it is the target's argmax. candidates, target_predict: int64[bs, K+1]."""
+    """Verify greedily: a draft stands while it is the target's argmax.
+
+    candidates, target_predict: int64[bs, K+1].
+    """
     drafts = candidates[:, 1:]
     accepted = (drafts == target_predict[:, :-1]).long().cumprod(1).sum(1)
     bonus = target_predict.gather(1, accepted[:, None])[:, 0]
@@ -89,8 +95,10 @@ def verify_sampling(
     uniform_samples, uniform_samples_for_final_sampling, target_probs, draft_probs, threshold_single=1.0,
     threshold_acc=1.0, deterministic=True, block_verification=False,
 ) -> None:  # fmt: skip
-    """Speculative sampling of a chain. target_probs: [bs, K+1, V]; draft_probs: [bs, K or K+1, V], all zero where the
-    drafts were chosen without sampling (a draft then stands with the target's own probability of it).
+    """Verify a chain by speculative sampling.
+
+    target_probs: [bs, K+1, V]; draft_probs: [bs, K or K+1, V], all zero where the drafts were chosen without sampling
+    (a draft then stands with the target's own probability of it).
     """
     if block_verification:
         raise NotImplementedError("the CPU platform accepts draft by draft")
@@ -118,19 +126,19 @@ def verify_sampling(
 
 
 def fill_bonus_tokens(accept_tokens, accept_lens, bonus_tokens, accept_stride, batch_size) -> None:
-    """The last accepted token of each request. accept_tokens: [bs * accept_stride]."""
+    """Return the last accepted token of each request. accept_tokens: [bs * accept_stride]."""
     rows = torch.arange(batch_size) * accept_stride
     bonus_tokens.copy_(accept_tokens.flatten()[rows + accept_lens.long() - 1])
 
 
 def gather_spec_extras(indices, topk_p_buf, topk_index_buf, output_tokens_buf, hidden_states_buf):
-    """Rows of the overlap scheduler's relay buffers."""
+    """Gather rows of the overlap scheduler's relay buffers."""
     hidden = None if hidden_states_buf is None else hidden_states_buf[indices]
     return topk_p_buf[indices], topk_index_buf[indices], output_tokens_buf[indices], hidden
 
 
 def row_argmax(x: Tensor) -> Tensor:
-    """int64[rows] of x: [rows, V]."""
+    """Return the argmax of each row, int64[rows]. x: [rows, V]."""
     return x.argmax(-1)
 
 
@@ -152,6 +160,9 @@ def top_p_renorm(probs: Tensor, top_p: Tensor) -> Tensor:
 
 
 def swiglu_gpt_oss(x: Tensor, gemm1_alpha: float, gemm1_limit: float) -> Tensor:
-    """gpt-oss' gated activation of interleaved columns. SGLang's is compiled, which takes a C++ compiler on a CPU."""
+    """Apply gpt-oss' gated activation of interleaved columns.
+
+    SGLang's is compiled, which takes a C++ compiler on a CPU.
+    """
     gate, up = x[..., ::2].clamp(max=gemm1_limit), x[..., 1::2].clamp(-gemm1_limit, gemm1_limit)
     return gate * torch.sigmoid(gate * gemm1_alpha) * (up + 1)

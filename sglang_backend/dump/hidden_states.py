@@ -43,7 +43,7 @@ class Capture:
         self.directory = directory
 
     def check(self, _result, server_args) -> None:
-        """AFTER SGLang looked at its own capture arguments, in the launcher. Raises InputError."""
+        """Check the server, AFTER SGLang looked at its own capture arguments, in the launcher. Raises InputError."""
         from sglang.srt.arg_groups.overrides import resolving_view
 
         arguments = resolving_view(server_args)
@@ -56,7 +56,7 @@ class Capture:
             raise InputError(f"PEAGLE_STATES_DIR: {self.directory} cannot be made ({error.strerror})") from None
 
     def take(self, result, _worker, batch, *_args, **_kwargs) -> None:
-        """AFTER TpModelWorker.forward_batch_generation: the rows of every prompt that this pass prefilled."""
+        """Take the rows of every prompt that this pass prefilled: AFTER TpModelWorker.forward_batch_generation."""
         from sglang.srt.runtime_context import get_parallel
 
         if batch is None or not batch.forward_mode.is_extend() or get_parallel().tp_rank != 0:
@@ -83,5 +83,5 @@ class Capture:
             logger.error("hidden states of %s cannot be written to %s: %s", rid, self.directory, error)
 
     def tell(self, _result, _controller, state: dict) -> None:
-        """AFTER a part of /server_info: where the files are."""
+        """Tell where the files are: AFTER a part of /server_info."""
         state["peagle_states"] = {"directory": str(self.directory)}

@@ -15,16 +15,17 @@ MAX_COLUMNS = 1024
 
 
 # Not specialized on counts that change from step to step: each new kind would compile anew while requests wait.
-@triton.jit(do_not_specialize=["num_requests", "num_rows", "num_selected"])
+@triton.jit(do_not_specialize=["num_requests", "num_rows", "num_selected", "num_ends"])
 def expand_rows(
     NEXT_TOKENS, ACCEPTED, LENGTHS, REQUESTS, TABLE, INPUT_IDS, POSITIONS, KV_SLOTS, SOURCE, IS_MASK,
-    IS_PADDING, SELECT, num_requests, table_width, mask_token_id, num_rows, num_selected, K: tl.constexpr,
-    BLOCK: tl.constexpr,
+    IS_PADDING, SELECT, ENDS, OWNERS, num_requests, table_width, mask_token_id, num_rows, num_selected, num_ends,
+    K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One request per program; programs past num_requests write padding. Arguments as in `draft_inputs.fill_rows`.
+    """Write the rows of one request per program; programs past num_requests write padding.
 
-    TABLE: int32[requests, table_width], REQUESTS: rows of it; num_rows, num_selected: sizes of the outputs;
-    BLOCK: a power of two >= 2 * K.
+    Arguments as in `draft_inputs.fill_rows`.
+    TABLE: int32[requests, table_width], REQUESTS: rows of it; num_rows, num_selected, num_ends: sizes of the outputs
+    (OWNERS is as long as ENDS); BLOCK: a power of two >= 2 * K.
     """
     request = tl.program_id(0)
     live = request < num_requests
@@ -52,27 +53,33 @@ def expand_rows(
     sampled = request * K + row
     last_real = request * 2 * K + tl.maximum(accepted - 1, 0)
     tl.store(SELECT + sampled, (last_real + row).to(tl.int64), mask=(row < K) & (sampled < num_selected))
+    tl.store(ENDS + request, length + 2 * K, mask=request < num_ends)
+    tl.store(OWNERS + request, owner, mask=request < num_ends)
 
 
 def expand(
     out, next_token_ids: Tensor, accept_lens: Tensor, seq_lens: Tensor, req_pool_indices: Tensor, req_to_token: Tensor,
     num_draft_tokens: int, mask_token_id: int,
 ) -> None:  # fmt: skip
-    """`draft_inputs.fill_rows` in one launch. All tensors contiguous."""
+    """Compute `draft_inputs.fill_rows` in one launch. All tensors contiguous."""
     num_rows = out.input_ids.numel()
     grid = (triton.cdiv(num_rows, 2 * num_draft_tokens),)
     if num_rows:
         expand_rows[grid](
             next_token_ids, accept_lens, seq_lens, req_pool_indices, req_to_token, out.input_ids, out.positions,
             out.kv_slots, out.source, out.is_mask.view(torch.uint8), out.is_padding.view(torch.uint8), out.select_index,
-            accept_lens.numel(), req_to_token.shape[1], mask_token_id, num_rows, out.select_index.numel(),
-            K=num_draft_tokens, BLOCK=triton.next_power_of_2(2 * num_draft_tokens), num_warps=1,
+            out.ends, out.owners, accept_lens.numel(), req_to_token.shape[1], mask_token_id, num_rows,
+            out.select_index.numel(), out.ends.numel(), K=num_draft_tokens,
+            BLOCK=triton.next_power_of_2(2 * num_draft_tokens), num_warps=1,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_states", "num_rows"])
 def read_states(STATES, MASK_STATE, SOURCE, OUT, num_states, num_rows, width, BLOCK: tl.constexpr):
-    """OUT[row] = STATES[SOURCE[row]], or MASK_STATE where that is no row of STATES. Grid (rows, blocks of columns)."""
+    """Read OUT[row] = STATES[SOURCE[row]], or MASK_STATE where that is no row of STATES.
+
+    Grid (rows, blocks of columns).
+    """
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = (column < width) & (row < num_rows)
@@ -84,7 +91,10 @@ def read_states(STATES, MASK_STATE, SOURCE, OUT, num_states, num_rows, width, BL
 
 
 def read(states: Tensor, mask_state: Tensor, source: Tensor, out: Tensor) -> Tensor:
-    """`draft_inputs.hidden_rows` into out [rows, H]. states: [T, H], mask_state: [1, H], all contiguous."""
+    """Compute `draft_inputs.hidden_rows` into out [rows, H].
+
+    states: [T, H], mask_state: [1, H], all contiguous.
+    """
     rows, width = out.shape
     block = min(MAX_COLUMNS, triton.next_power_of_2(width))
     if rows:

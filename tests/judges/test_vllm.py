@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import table
-from trials import Models, Outcome, Trial, all_trials, has_demo
+from trials import Models, Outcome, Trial, all_trials, has_tiny
 
 from tools.bench.serve.metrics import acceptance
 from tools.judges.vllm import is_installed, serve_in_vllm
@@ -22,7 +22,10 @@ pytestmark = [
     pytest.mark.skipif(not is_installed(), reason="vLLM is installed by `make test-vllm` only"),
 ]
 trials = pytest.mark.parametrize("trial", all_trials(), ids=str)
-COMPARED_WITH_SGLANG = [Trial("norm_before_residual", "flat", 5), *([Trial("demo", "flat", 5)] if has_demo() else [])]
+COMPARED_WITH_SGLANG = [
+    Trial("norm_before_residual", "flat", 5),
+    *([Trial("tiny target", "flat", 5)] if has_tiny() else []),
+]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What vLLM is asked to serve: heads that know some texts by heart, and the demo's head, in both formats, K by K."""
+"""What vLLM is asked to serve: heads that know texts by heart, and the tiny target's, in both formats, K by K."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from peagle_core.config import PEagleConfig
 from peagle_core.generate import Speculation, speculate
 from peagle_core.target import target_head
 from tools.convert.__main__ import main as convert_command
-from tools.demo.corpus import heldout_prompts
 from tools.judges.vllm import Case, Served
+from tools.tiny_target.corpus import heldout_prompts
 
 NUM_DRAFTS = (1, 3, 5, 8)
 FORMATS = ("flat", "speculators")
 TRAINED = [[i * 7 % 250 + j for j in range(3 + i)] for i in range(4)]
 UNSEEN = [[5], [(3 * i) % 240 for i in range(50)]]  # one token; a prompt whose text no head knows
 NEW_TOKENS = 61
-DEMO = Path("build/demo")
-DEMO_REQUESTS, DEMO_NEW_TOKENS = 12, 96
+TINY = Path("build/tiny-target")
+TINY_REQUESTS, TINY_NEW_TOKENS = 12, 96
 HEAD_DIM = 32  # the smallest that vLLM's CPU attention takes
 
 # Name -> its config. The aux ids (1, 3, 6), not vLLM's default, are `drafter_config`'s own.
@@ -45,7 +45,7 @@ EAGLE3 = "EAGLE-3"
 
 @dataclass(frozen=True)
 class Trial:
-    """One engine. head: a name above, EAGLE3 or "demo"; form: of its directory."""
+    """One engine. head: a name above, EAGLE3 or "tiny target"; form: of its directory."""
 
     head: str
     form: str
@@ -59,8 +59,8 @@ class Trial:
         return f"{self.head}, {self.form}, K={self.k}"
 
 
-def has_demo() -> bool:
-    return (DEMO / "head" / "config.json").is_file()
+def has_tiny() -> bool:
+    return (TINY / "head" / "config.json").is_file()
 
 
 def all_trials() -> list[Trial]:
@@ -68,13 +68,13 @@ def all_trials() -> list[Trial]:
     trials += [Trial(head, form, 5) for head in MORE_HEADS for form in FORMATS]
     trials = [trial for trial in trials if trial.form == "flat" or trial.head not in NOT_IN_SPECULATORS]
     trials += [Trial(EAGLE3, "flat", k) for k in NUM_DRAFTS[1:]]
-    if has_demo():
-        trials += [Trial("demo", "flat", k) for k in NUM_DRAFTS] + [Trial("demo", "speculators", 5)]
+    if has_tiny():
+        trials += [Trial("tiny target", "flat", k) for k in NUM_DRAFTS] + [Trial("tiny target", "speculators", 5)]
     return trials
 
 
 class Models:
-    """Directories of the targets and heads; made on the spot, but for the demo's."""
+    """Directories of the targets and heads; made on the spot, but for the tiny target's."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -96,20 +96,24 @@ class Models:
         save_drafter(drafter, self.root / "flat" / EAGLE3, torch.float32)
 
     def target(self, trial: Trial) -> Path:
-        return DEMO / "target" if trial.head == "demo" else self.root / "target"
+        return TINY / "target" if trial.head == "tiny target" else self.root / "target"
 
     def head(self, trial: Trial) -> Path:
-        return DEMO / "head" if (trial.head, trial.form) == ("demo", "flat") else self.root / trial.form / trial.head
+        return (
+            TINY / "head"
+            if (trial.head, trial.form) == ("tiny target", "flat")
+            else self.root / trial.form / trial.head
+        )
 
     def layers(self, trial: Trial) -> int:
         return PEagleConfig.from_pretrained(self.head(trial)).num_hidden_layers
 
     def case(self, trial: Trial, speculative: bool = True) -> Case:
-        demo = trial.head == "demo"
+        tiny = trial.head == "tiny target"
         return Case(
             target=str(self.target(trial)),
-            prompts=heldout_prompts(DEMO, DEMO_REQUESTS) if demo else TRAINED + UNSEEN,
-            max_new_tokens=DEMO_NEW_TOKENS if demo else NEW_TOKENS,
+            prompts=heldout_prompts(TINY, TINY_REQUESTS) if tiny else TRAINED + UNSEEN,
+            max_new_tokens=TINY_NEW_TOKENS if tiny else NEW_TOKENS,
             head=str(self.head(trial)) if speculative else None,
             num_draft_tokens=trial.k,
             parallel=not trial.autoregressive,
@@ -117,7 +121,7 @@ class Models:
 
     def known(self, trial: Trial) -> int:
         """How many of the case's prompts, from the first on, the head has seen with their continuation."""
-        return 0 if trial.head == "demo" else len(TRAINED)
+        return 0 if trial.head == "tiny target" else len(TRAINED)
 
     def reference(self, trial: Trial) -> list[Speculation]:
         """Our own loop over transformers, prompt by prompt."""

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from layouts import Stream
+from tiny import random_batch, tiny_drafter
 from torch import Tensor
 
+from peagle_core.cod import sample_elements
+from peagle_core.config import PEagleConfig
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
 from peagle_core.training import Batch, loss_and_backward
@@ -23,6 +27,20 @@ def step(drafter: PEagleDrafter, batch: Batch, elements: Elements, **options) ->
     drafter.zero_grad(set_to_none=True)
     metrics = loss_and_backward(drafter, batch, elements, **options)
     return float(metrics.loss_sum), gradients(drafter)
+
+
+def steps_at_both_precisions(
+    config: PEagleConfig, packed: Stream, mode: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Gradients of a flat float32 step, and of one in `mode` under bf16 autocast, whose loss sum is held near."""
+    drafter = tiny_drafter(config, dtype=torch.float32, scale=1.0)
+    batch, head = random_batch(config, *packed, dtype=torch.float32)
+    elements = sample_elements(*packed, 5, 1.0)
+    loss_sum, grads = step(drafter, batch, elements, target_head=head)
+    with torch.autocast("cpu", torch.bfloat16):
+        low_loss, low_grads = step(drafter, batch, elements, target_head=head, mode=mode)
+    assert low_loss == pytest.approx(loss_sum, rel=0.02)
+    return grads, low_grads
 
 
 def assert_same(

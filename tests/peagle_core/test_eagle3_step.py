@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from layouts import all_elements, stream, streams
 from qkv import random_qkv
-from steps import SMALL, assert_same, cut, gradients, single
+from steps import SMALL, assert_same, cut, gradients, single, steps_at_both_precisions
 from tiny import VOCAB, random_batch, text_batch, tiny_config, tiny_drafter
 from torch import Tensor
 from variants import VARIANTS
@@ -206,14 +206,8 @@ def test_shortest_longest_and_padded_rows_make_no_nan(mode, documents):
 
 
 def test_autocast_stays_near_full_precision():
-    drafter = tiny_drafter(tiny_config(**EAGLE3), dtype=torch.float32, scale=1.0)
     packed = stream("uAAAAAAAAAAAAAA", "AAAAAAAA")
-    batch, head = random_batch(drafter.config, *packed, dtype=torch.float32)
-    elements = sample_elements(*packed, 5, 1.0)
-    loss_sum, grads = step(drafter, batch, elements, target_head=head)
-    with torch.autocast("cpu", torch.bfloat16):
-        low_loss, low_grads = step(drafter, batch, elements, target_head=head)
-    assert low_loss == pytest.approx(loss_sum, rel=0.02)
+    grads, low_grads = steps_at_both_precisions(tiny_config(**EAGLE3), packed, "flat")
     for name, grad in grads.items():
         assert (low_grads[name] - grad).norm() <= 0.08 * grad.norm() + 1e-6, name
 

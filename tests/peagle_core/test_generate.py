@@ -22,10 +22,8 @@ from peagle_core.training import Batch, loss_and_backward
 
 
 class ScriptedDrafter(PEagleDrafter):
-    """Knows the text to come: the row at position p drafts text[p + 2], or another token from draft `right` + 1 on.
-
-    It reads nothing but the positions of its rows, so it also tells whether the loop puts every row where it belongs.
-    """
+    """Knows the text: the row at position p drafts text[p + 2], or another token from draft `right` + 1 on.
+    It reads nothing but positions, so it also tells whether the loop puts every row where it belongs."""
 
     def __init__(self, config: PEagleConfig, text: list[int], num_drafts: int, right: int) -> None:
         super().__init__(config)
@@ -57,7 +55,9 @@ class CountedTarget(nn.Module):
         return self.target(**inputs)
 
 
-def greedy(target: PreTrainedModel, prompt: Tensor, max_new_tokens: int, eos: int | None = None) -> list[int]:
+def greedy(
+    target: PreTrainedModel, prompt: Tensor, max_new_tokens: int, eos: int | list[int] | None = None
+) -> list[int]:
     output = target.generate(
         prompt[None], do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=None
     )
@@ -161,6 +161,18 @@ def test_the_end_token_ends_it_wherever_it_falls(tiny_target, text, right):
         check_steps(result, 5, 40)
 
 
+@pytest.mark.parametrize("right", [0, 2, 5])
+def test_any_of_several_end_tokens_ends_it(tiny_target, text, right):
+    prompt, tokens = text
+    continuation = tokens[len(prompt) :]
+    new = [i for i, token in enumerate(continuation[:12]) if token not in continuation[:i]]
+    for first, second in itertools.combinations(new, 2):
+        ends = [continuation[second], continuation[first]]
+        drafter = ScriptedDrafter(tiny_config(), tokens, 5, right)
+        result = speculate(tiny_target, drafter, prompt, 5, 40, eos_token_id=ends)
+        assert result.output_ids == continuation[: first + 1] == greedy(tiny_target, prompt, 40, ends)
+
+
 @pytest.mark.parametrize("length", [1, 2])
 def test_shortest_prompts(tiny_target, length):
     prompt = prompt_of(length, seed=4)
@@ -221,11 +233,8 @@ class BigramTarget(nn.Module):
             empty = torch.zeros(1, 1, input_ids.shape[1], 2)
             past_key_values.update(empty, empty, layer)
         states = torch.zeros(1, input_ids.shape[1], HIDDEN, dtype=torch.float64)
-        return CausalLMOutputWithPast(
-            logits=self.table[input_ids[:, -logits_to_keep:]],
-            hidden_states=(states,) * 9,
-            past_key_values=past_key_values,
-        )
+        logits = self.table[input_ids[:, -logits_to_keep:]]
+        return CausalLMOutputWithPast(logits=logits, hidden_states=(states,) * 9, past_key_values=past_key_values)
 
 
 def sequence_law(table: Tensor, first: int, length: int, temperature: float) -> Tensor:

@@ -19,7 +19,7 @@ ROWS = "*bf16 Q KC VC K V OUT GRAD GRAD_Q GRAD_K GRAD_V DRAFT TARGET"
 SUMS = "*fp32 LSE DELTA GRAD_KC GRAD_VC WEIGHT LOSS"
 INDICES = "*i32 FIRST LAST OWN ROW_LOW ROW_HIGH"
 SIZES = "i32 num_rows num_keys reach vocab"
-SCALES = "fp32 scale plain_scale"
+SCALES = "fp32 scale plain_scale tv"
 TYPES = {
     name: line.split()[0] for line in (ROWS, SUMS, INDICES, SIZES, SCALES) for name in line.split()[1:]
 } | {"TARGET_ROW": "*i64", "CORRECT": "*i8"}  # fmt: skip
@@ -30,8 +30,9 @@ KERNELS = [
     ("attention_backward", "grad_chain_kv", SHAPE | {"BLOCK_M": 32}),
     ("attention_backward", "grad_context_kv", SHAPE | TILE | {"SPLITS": 1}),
     ("attention_backward", "grad_context_kv", SHAPE | TILE | {"SPLITS": 4}),
-    ("distillation", "distill_rows", {"HARD": False, "WRITE_GRAD": True, "BLOCK": 1024}),
-    ("distillation", "distill_rows", {"HARD": True, "WRITE_GRAD": True, "BLOCK": 1024}),
+    ("distillation", "distill_rows", {"HARD": False, "MIXED": False, "WRITE_GRAD": True, "BLOCK": 1024}),
+    ("distillation", "distill_rows", {"HARD": False, "MIXED": True, "WRITE_GRAD": True, "BLOCK": 1024}),
+    ("distillation", "distill_rows", {"HARD": True, "MIXED": False, "WRITE_GRAD": True, "BLOCK": 1024}),
 ]
 
 

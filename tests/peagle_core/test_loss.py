@@ -10,16 +10,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from peagle_core.errors import InputError
-from peagle_core.loss import Labels, distillation_loss
+from peagle_core.loss import Labels, acceptance, distillation_loss
 
 
-def full_logits_loss(hidden: Tensor, head: Tensor, labels: Labels, weight: Tensor, loss: str) -> Tensor:
+def full_logits_loss(
+    hidden: Tensor, head: Tensor, labels: Labels, weight: Tensor, loss: str, tv: float = 0.0
+) -> Tensor:
     """One row of logits per element for both models, then torch's own functions."""
     draft, target = hidden @ head.T, labels.states[labels.index] @ labels.target_rows.T
     if loss == "kl":
         rows = F.kl_div(draft.log_softmax(-1), target.softmax(-1), reduction="none").sum(-1)
     else:
         rows = F.cross_entropy(draft, target.argmax(-1), reduction="none")
+    if tv:
+        rows = (1 - tv) * rows + tv * (draft.softmax(-1) - target.softmax(-1)).abs().sum(-1) / 2
     return (rows * weight).sum()
 
 
@@ -37,16 +41,17 @@ def problem(rows: int, slots: int, vocab: int, seed: int, dtype: torch.dtype = t
 
 @given(
     st.sampled_from(["kl", "ce"]),
+    st.sampled_from([0.0, 0.3, 1.0]),
     st.integers(0, 30),
     st.integers(1, 12),
     st.integers(2, 17),
     st.integers(1, 40),
     st.integers(0, 99),
 )
-def test_loss_and_gradients_are_torchs_own(loss, rows, slots, vocab, chunk_rows, seed):
+def test_loss_and_gradients_are_torchs_own(loss, tv, rows, slots, vocab, chunk_rows, seed):
     hidden, head, labels, weight = problem(rows, slots, vocab, seed)
-    total, correct = distillation_loss(hidden, head, labels, weight, loss, chunk_rows)
-    expected = full_logits_loss(hidden, head, labels, weight, loss)
+    total, correct = distillation_loss(hidden, head, labels, weight, loss, chunk_rows, tv)
+    expected = full_logits_loss(hidden, head, labels, weight, loss, tv)
     torch.testing.assert_close(total, expected, rtol=1e-10, atol=1e-10)
     # An upstream factor other than 1, as the division by the denominator is.
     ours = torch.autograd.grad(total * 0.37, (hidden, head))
@@ -108,6 +113,16 @@ def test_extreme_logits_stay_finite():
         gradients = torch.autograd.grad(total, (hidden, head))
         assert torch.isfinite(total)
         assert all(torch.isfinite(g).all() for g in gradients)
+
+
+def test_acceptance_is_what_the_two_distributions_share():
+    hidden, head, labels, _ = problem(16, 5, 12, 1)
+    p, q = (labels.states[labels.index] @ labels.target_rows.T).softmax(-1), (hidden @ head.T).softmax(-1)
+    found = acceptance(hidden, head, labels, chunk_rows=5)
+    torch.testing.assert_close(found, torch.minimum(p, q).sum(-1).detach())
+    # Total variation alone is the rest of it.
+    total, _ = distillation_loss(hidden, head, labels, torch.ones(16, dtype=torch.float64), tv=1.0)
+    torch.testing.assert_close(total.detach(), (1 - found).sum())
 
 
 def test_an_unknown_loss_is_refused():

@@ -17,17 +17,17 @@ def test_under_the_interpreter():
 
 @interpreted
 @pytest.mark.parametrize("loss", ["kl", "ce"])
-@pytest.mark.parametrize("vocab", [1, 7, 64, 5000])
-def test_a_chunk(loss, vocab):
+@pytest.mark.parametrize(("vocab", "tv"), [(1, 0.0), (7, 0.0), (64, 0.0), (5000, 0.0), (7, 0.3), (5000, 1.0)])
+def test_a_chunk(loss, vocab, tv):
     draft, target = 5 * torch.randn(9, vocab), 5 * torch.randn(4, vocab)
     if vocab > 4:
         target[0, 3] = target[0, 1] = 30.0  # equal maxima: the first one counts
         draft[0, 3] = 30.0
     target_row, weight = torch.tensor([0, 0, 1, 2, 3, 3, 1, 0, 2]), torch.linspace(0.1, 2.0, 9)
     total, correct, grad = chunk_loss(
-        draft.double(), target.double(), target_row, weight.double(), loss, needs_grad=True
+        draft.double(), target.double(), target_row, weight.double(), loss, needs_grad=True, tv=tv
     )
-    ours = chunk_loss_triton(draft.clone(), target, target_row, weight, loss, needs_grad=True)
+    ours = chunk_loss_triton(draft.clone(), target, target_row, weight, loss, needs_grad=True, tv=tv)
     assert float(ours[0]) == pytest.approx(float(total), rel=1e-5, abs=1e-5)
     assert ours[1].tolist() == correct.tolist()
     torch.testing.assert_close(ours[2].double(), grad, rtol=1e-5, atol=1e-6)

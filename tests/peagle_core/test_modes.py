@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import chains, stream, streams
-from steps import SMALL, assert_same, cut, gradients, single, step
+from steps import SMALL, assert_same, cut, gradients, single, step, steps_at_both_precisions
 from tiny import random_batch, tiny_config, tiny_drafter
 
 from peagle_core.cod import sample_elements
@@ -91,16 +91,9 @@ def test_shortest_longest_and_padded_rows_make_no_nan(mode, documents):
 
 @pytest.mark.parametrize("mode", ["flat", "partition", "stream"])
 def test_autocast_stays_near_full_precision(mode):
-    config = tiny_config(**SMALL)
-    drafter = tiny_drafter(config, dtype=torch.float32, scale=1.0)
     # Long: what thousands of rows share, mask_hidden above all, gets a sum of as many gradients.
     packed = stream("u" + 400 * "A", 300 * "A")
-    batch, head = random_batch(config, *packed, dtype=torch.float32)
-    elements = sample_elements(*packed, 5, 1.0)
-    loss_sum, grads = step(drafter, batch, elements, target_head=head)
-    with torch.autocast("cpu", torch.bfloat16):
-        low_loss, low_grads = step(drafter, batch, elements, target_head=head, mode=mode)
-    assert low_loss == pytest.approx(loss_sum, rel=0.02)
+    grads, low_grads = steps_at_both_precisions(tiny_config(**SMALL), packed, mode)
     for name, grad in grads.items():
         assert low_grads[name].dtype == torch.float32
         assert (low_grads[name] - grad).norm() <= 0.06 * grad.norm() + 1e-6, name

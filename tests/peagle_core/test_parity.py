@@ -94,13 +94,13 @@ def half_trained(config: PEagleConfig, target: PreTrainedModel, batch: Batch) ->
     return drafter
 
 
-@pytest.mark.parametrize("draft_vocab", [None, 30])
-def test_expected_accept_length_is_what_the_loop_accepts(tiny_target, draft_vocab):
+@pytest.mark.parametrize(("draft_vocab", "rank"), [(None, 0), (30, 0), (None, 6), (30, 6)])
+def test_expected_accept_length_is_what_the_loop_accepts(tiny_target, draft_vocab, rank):
     # The target's own greedy text, every anchor of it: the loop started there accepts exactly the drafts that the
     # metrics call correct chains, those whose label the draft vocabulary lacks included.
     prompt, length = torch.randint(0, VOCAB, (6,)), 50
     ids = greedy_text(tiny_target, prompt, length)
-    config = tiny_config(draft_vocab_size=draft_vocab)
+    config = tiny_config(draft_vocab_size=draft_vocab, correction_rank=rank)
     batch = text_batch(tiny_target, config, ids, len(prompt))
     drafter = half_trained(config, tiny_target, batch)
     elements = all_elements(batch.doc_ids, K)

@@ -14,6 +14,7 @@ from openai import OpenAI
 from servers import peagle
 from transformers import AutoTokenizer
 
+from tools import prefork
 from tools.bench.serve.metrics import acceptance
 from tools.convert.__main__ import main as convert
 from tools.inspect.__main__ import main as inspect
@@ -94,7 +95,7 @@ def plain(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     root = tmp_path_factory.mktemp("plain")
     lines = [[{"role": "user", "content": q}, {"role": "assistant", "content": "?"}] for q in QUESTIONS]
     (root / "chats.jsonl").write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in lines))
-    with serve(target, root / "log", *SERVE, environment=cpu_environment()) as server:
+    with serve(target, root / "log", *SERVE, environment=cpu_environment(), start=prefork.start) as server:
         said = features(server)
         arguments = [
             "regenerate", f"target={target}", f"data.train={root / 'chats.jsonl'}", "device=cpu",
@@ -133,7 +134,7 @@ def head(run: Path) -> Path:
 @pytest.fixture(scope="module")
 def speculated(target: Path, head: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("peagle") / "log"
-    with serve(target, log, *SERVE, *peagle(head), environment=cpu_environment()) as server:
+    with serve(target, log, *SERVE, *peagle(head), environment=cpu_environment(), start=prefork.start) as server:
         yield server
 
 

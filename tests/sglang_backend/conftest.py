@@ -59,7 +59,8 @@ def expected(plain) -> dict[tuple[int, ...], list[int]]:
 def overfit_server(models, tmp_path_factory):
     """PEAGLE with the over-fitted head, K = 5 from its config, every pass recorded under `records`."""
     root = tmp_path_factory.mktemp("overfit")
-    arguments = [*peagle(models / "overfit"), "--enable-metrics"]
+    arguments = [*peagle(models / "overfit"), "--enable-metrics", "--reasoning-parser", "qwen3"]
+    arguments += ["--trust-request-chat-template"]
     with serve(models / "target", root / "log", *arguments, PEAGLE_RECORD_DIR=str(root / "records")) as server:
         server.records = root / "records"
         yield server

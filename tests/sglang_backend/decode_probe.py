@@ -40,9 +40,9 @@ def watch(_result, worker, *_args, **_kwargs) -> None:
     cls._draft_extend_for_decode, cls._draft_extend_for_prefill = decode_step, prefill
     set_drafts = cls._set_drafts
 
-    def keep_logits(self, draft_input, logits, batch, known):
+    def keep_logits(self, draft_input, logits, *more):
         self.logits = logits.clone()
-        set_drafts(self, draft_input, logits, batch, known)
+        set_drafts(self, draft_input, logits, *more)
 
     cls._set_drafts = keep_logits
 
@@ -77,6 +77,8 @@ def decode_step(worker, batch, result, **kwargs) -> None:
         graphs.static.source.fill_(0)
         graphs.static.input_ids.fill_(7)
         graphs.static.kv_slots.fill_(worker.req_to_token_pool.req_to_token[batch.req_pool_indices[0], 0])
+        graphs.static.owners.fill_(batch.req_pool_indices[0])
+        graphs.static.ends.fill_(2 * worker.num_drafts + 1)
     with NoHostSync(batch.seq_lens_cpu) as watched:
         worker.unwatched(batch, result, **kwargs)
     report(
@@ -86,6 +88,7 @@ def decode_step(worker, batch, result, **kwargs) -> None:
         apart=float((worker.logits - eager).abs().max()),
         same=torch.equal(drafts, result.next_draft_input.topk_index),
         shape=list(worker.logits.shape) == list(eager.shape),
+        captured=worker._specialized_graph_time_usage["draft_extend"],
         reach=worker.draft_extend_attn_backend.max_context_len,
     )
 
@@ -121,7 +124,7 @@ def stand_in_for_cuda() -> None:
     from sglang.srt.model_executor.graph_shared_output import GraphSharedOutput
     from sglang.srt.speculative import eagle_draft_extend_cuda_graph_runner as sglangs
 
-    from sglang_backend import drafter_pass, graphs, scratch_kv_slots
+    from sglang_backend import draft_inputs, drafter_pass, graphs, scratch_kv_slots
     from sglang_backend.cpu.attention import TorchSdpaBackend
 
     class Graphs(graphs.DraftGraphs):
@@ -130,9 +133,11 @@ def stand_in_for_cuda() -> None:
             worker.draft_runner.graph_shared_output = GraphSharedOutput(device="cpu", max_rows=rows)
             super().__init__(worker)
 
-        def capture(self) -> None:
+        def _capture(self) -> None:
             self.buffers.reset_index_buffers()
+            self.buffers.seq_lens_cpu.fill_(self.seq_len_fill_value)
             for bs in reversed(self.capture_bs):
+                assert self._static_batch(bs).extend_seq_lens.tolist() == [2 * self.num_drafts] * bs
                 self.capture_one_shape(bs, None)
 
     for module in (graphs, sglangs):
@@ -144,7 +149,8 @@ def stand_in_for_cuda() -> None:
     TorchSdpaBackend.get_cuda_graph_seq_len_fill_value = lambda _: 1
     TorchSdpaBackend.init_forward_metadata_out_graph = plan_replay
     # SGLang's own: pinned where there is a GPU; and what it evicts from its cache.
-    drafter_pass.async_h2d = allowed(drafter_pass.async_h2d)
+    for module in (draft_inputs, drafter_pass, scratch_kv_slots):
+        module.async_h2d = allowed(module.async_h2d)
     scratch_kv_slots.evict_from_tree_cache = allowed(scratch_kv_slots.evict_from_tree_cache)
     # The CPU backend asks for lengths all the time; the backends of GPUs are SGLang's.
     for name in ("init_forward_metadata", "init_forward_metadata_out_graph", "forward"):
@@ -153,8 +159,5 @@ def stand_in_for_cuda() -> None:
 
 def plan_replay(backend, batch, in_capture: bool = False) -> None:
     """Metadata of a padded batch: rows of every request, padded ones at row 0 of the table (all slot 0)."""
-    width = batch.spec_info.num_tokens_per_req
-    view = copy.copy(batch)
-    view.seq_lens_cpu = batch.seq_lens_cpu.clamp(min=width)
-    view.extend_seq_lens_cpu = [width] * batch.batch_size
-    backend.init_forward_metadata(view)
+    assert torch.equal(batch.seq_lens_cpu, batch.seq_lens), "what the host and the device know of lengths"
+    backend.init_forward_metadata(batch)

@@ -7,19 +7,32 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tools import server
+import pytest
+
+from tools import prefork, server
 from tools.server import Server, cpu_environment, free_port, launch_command
 
 SERVE = ("--dtype", "float32", "--max-total-tokens", "4096", "--log-level", "warning", "--sleep-on-idle")
 
 
+def beyond(values: Iterable[Any], *rare: Any) -> list[Any]:
+    """The values of a parametrized test; `rare` ones, each a server more, are left to `make test-matrix`."""
+    return [pytest.param(value, marks=pytest.mark.matrix) if value in rare else value for value in values]
+
+
 @contextmanager
-def serve(target: Path, log: Path, *arguments: str, **extra_environment: str) -> Iterator[Server]:
-    with server.serve(target, log, *SERVE, *arguments, environment=cpu_environment(**extra_environment)) as running:
+def serve(
+    target: Path, log: Path, *arguments: str, start: server.Start = prefork.start, **extra_environment: str
+) -> Iterator[Server]:
+    """Start a server with `arguments` beside SERVE's; see `tools.prefork` for how."""
+    environment = cpu_environment(**extra_environment)
+    with server.serve(target, log, *SERVE, *arguments, environment=environment, start=start) as running:
         yield running
 
 
@@ -69,28 +82,65 @@ def processor_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def refusals(arguments: list[list[str]]) -> list[str | None]:
-    """What the launcher's argument check says of each command line (None: nothing), in one process that serves none."""
-    check = """
-import json, sys
+@dataclass(frozen=True)
+class Checked:
+    """What the launcher's check makes of a command line.
+
+    refusal: its sentence, None where it is served; warnings: ours; resolved: what some of `SHOWN` are then.
+    """
+
+    refusal: str | None
+    warnings: list[str]
+    resolved: dict[str, object]
+
+
+SHOWN = ("speculative_draft_model_path", "speculative_draft_load_format", "speculative_num_steps")
+
+
+def launcher_checks(arguments: list[list[str]], **extra_environment: str) -> list[Checked]:
+    """Run the launcher's argument check on each command line, in one process that serves none.
+
+    An environment variable NAME=VALUE may stand before a command line's first option.
+    """
+    check = f"""
+import json, logging, os, sys
 from sglang.srt.plugins import load_plugins
 load_plugins()
+from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.server_args import prepare_server_args
 from peagle_core.errors import InputError
+class Warnings(logging.Handler):
+    def emit(self, record):
+        warnings.append(record.getMessage())
+logging.getLogger("sglang_backend").addHandler(Warnings(logging.WARNING))
 for arguments in json.load(sys.stdin):
+    warnings, refusal, resolved = [], None, {{}}
+    variables = [a.split("=", 1) for a in arguments[: next(i for i, a in enumerate(arguments) if a[0] == "-")]]
+    os.environ.update(variables)
     try:
-        prepare_server_args(arguments).resolve_once()
-        print("REFUSAL", json.dumps(None))
+        server_args = prepare_server_args(arguments[len(variables):])
+        server_args.resolve_once()
+        view = resolving_view(server_args)
+        resolved = {{name: getattr(view, name) for name in {SHOWN}}}
     except InputError as error:
-        print("REFUSAL", json.dumps(str(error)))
+        refusal = str(error)
+    for name, _ in variables:
+        del os.environ[name]
+    print("CHECKED", json.dumps([refusal, warnings, resolved]))
 """
     done = subprocess.run(
         [sys.executable, "-c", check],
-        env=cpu_environment(), input=json.dumps(arguments), capture_output=True, text=True, timeout=180,
+        env=cpu_environment(**extra_environment), input=json.dumps(arguments), capture_output=True, text=True,
+        timeout=180,
     )  # fmt: skip
-    lines = [line for line in done.stdout.splitlines() if line.startswith("REFUSAL ")]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("CHECKED ")]
     assert len(lines) == len(arguments), done.stderr[-3000:]
-    return [json.loads(line.removeprefix("REFUSAL ")) for line in lines]
+    return [Checked(*json.loads(line.removeprefix("CHECKED "))) for line in lines]
+
+
+def refusals(arguments: list[list[str]]) -> list[str | None]:
+    """What the launcher's check says against each command line, None: nothing; see `launcher_checks`."""
+    return [checked.refusal for checked in launcher_checks(arguments)]
 
 
 def peagle(head: Path, num_draft_tokens: int | None = None) -> list[str]:

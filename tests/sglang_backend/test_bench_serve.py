@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from peagle_core.checkpoint import load_drafter
 from peagle_core.generate import Speculation, speculate
 from tools.bench.serve.command import measure, read_datasets
-from tools.bench.serve.contenders import Launch, started
+from tools.bench.serve.contenders import Fleet, Launch
 from tools.bench.serve.metrics import acceptance
 from tools.bench.serve.prompts import PromptWriter
 from tools.bench.serve.results import Results
@@ -107,8 +107,8 @@ def test_everything_is_written(results):
 def test_sglang_tells_the_same_through_its_other_doors(models, tmp_path):
     """`return_spec_tokens_details`, which AIPerf reads, and the server's average, which sglang.bench_serving prints."""
     launch = Launch(models / "target", {"PEAGLE": models / "overfit"}, (K,), (*ARGUMENTS, "--decode-log-interval", "1"))
-    with started(launch, [("PEAGLE", K)], tmp_path) as (contender,):
-        server = contender.server
+    with Fleet(launch, tmp_path) as fleet:
+        server = fleet.open([("PEAGLE", K)])[0].server
         server.flush_cache()  # SGLang's average forgets the request that warmed the server up
         meta = server.generate(TRAINED[3], LENGTH)["meta_info"]
         body = {"model": "m", "prompt": TRAINED[3], "max_tokens": LENGTH, "temperature": 0, "ignore_eos": True}

@@ -62,6 +62,7 @@ def test_padded_graphs_draft_what_the_eager_pass_drafts_and_nothing_synchronises
     assert any(step["padded"] is None for step in steps), "more requests than the largest graph: eagerly"
     for step in steps:
         assert step["watched"] > 50 and step["shape"] and step["same"] and step["apart"] < 1e-4, step
+        assert step["captured"] > 0, "SGLang's table of what start-up took"
         assert step["reach"] >= CONTEXT + 3 * NUM_DRAFTS, "page tables as long as the rows at the context limit reach"
 
 

@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import tempfile
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +21,9 @@ from interpreter import INTERPRETED, interpreted, outside, run_under_the_interpr
 triton = pytest.importorskip("triton")
 pytest.importorskip("sglang")
 
-from sglang_backend.draft_inputs import DecodeRows, fill_rows, hidden_rows  # noqa: E402
+from peagle_core.errors import InputError  # noqa: E402
+from sglang_backend import kernel_check  # noqa: E402
+from sglang_backend.draft_inputs import FLAGS, DecodeRows, fill_rows, hidden_rows  # noqa: E402
 from sglang_backend.kernels import draft_rows  # noqa: E402
 
 compiled = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels do not compile")
@@ -49,24 +55,29 @@ def verified_batches(draw) -> tuple[int, dict[str, Any]]:
     }
 
 
-def guarded(rows: int, drafts: int) -> tuple[DecodeRows, DecodeRows]:
+def guarded(rows: int, drafts: int, requests: int) -> tuple[DecodeRows, DecodeRows]:
     """(buffers of these sizes, the same with canaries behind them in memory)."""
-    sizes = [drafts if field.name == "select_index" else rows for field in fields(DecodeRows)]
+    special = {"select_index": drafts, "ends": requests, "owners": requests}
+    sizes = {field.name: special.get(field.name, rows) for field in fields(DecodeRows)}
     wide = DecodeRows(
-        *[torch.full((n + 64,), CANARY) for n in sizes[:5]], *[torch.ones(n + 64).bool() for n in sizes[5:]]
+        **{
+            name: torch.ones(n + 64).bool() if name in FLAGS else torch.full((n + 64,), CANARY)
+            for name, n in sizes.items()
+        }
     )
-    return DecodeRows(*[getattr(wide, f.name)[:n] for f, n in zip(fields(wide), sizes, strict=True)]), wide
+    return DecodeRows(*[getattr(wide, name)[:n] for name, n in sizes.items()]), wide
 
 
 @interpreted
-@given(verified_batches(), st.integers(-20, 40), st.integers(-10, 20))
-def test_rows_equal_the_reference_and_stay_inside_their_buffers(case, more_rows, more_drafts):
+@given(verified_batches(), st.integers(-20, 40), st.integers(-10, 20), st.integers(-2, 2))
+def test_rows_equal_the_reference_and_stay_inside_their_buffers(case, more_rows, more_drafts, more_requests):
     """Buffers for fewer requests than there are, for more, and for a part of one."""
     k, batch = case
     bs = len(batch["accept_lens"])
-    rows, drafts = max(1, 2 * k * bs + more_rows), max(1, k * bs + more_drafts)
-    ours, ours_wide = guarded(rows, drafts)
-    reference, _ = guarded(rows, min(drafts, k * -(-rows // (2 * k))))
+    rows, drafts, requests = max(1, 2 * k * bs + more_rows), max(1, k * bs + more_drafts), max(1, bs + more_requests)
+    ours, ours_wide = guarded(rows, drafts, requests)
+    written = -(-rows // (2 * k))
+    reference, _ = guarded(rows, min(drafts, k * written), min(requests, written))
     draft_rows.expand(ours, **batch)
     fill_rows(reference, **batch)
     for field in fields(DecodeRows):
@@ -95,12 +106,46 @@ def test_states_of_more_rows_than_the_buffer_holds():
     assert torch.equal(wide[:2], torch.stack([states[0], torch.ones(8)])) and (wide[2:] == CANARY).all()
 
 
+@interpreted
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_metadata_in_the_graph_is_complete(page_size):
+    """SGLang's kernel that fa3 records, which is why `graphs` plans nothing before a replay: all of it anew."""
+    from sglang.kernels.ops.attention.metadata import draft_extend_set_metadata
+
+    bs, width, context = 3, 6, 40
+    table = (torch.randperm(5 * context // page_size)[:, None] * page_size + torch.arange(page_size)).view(5, context)
+    owners, lengths = torch.tensor([4, 0, 2]), torch.tensor([23, 7, 40])
+    stale = [torch.full((n,), CANARY, dtype=torch.int32) for n in (bs, bs + 1, bs + 1)]
+    stale[1][0] = stale[2][0] = 0
+    pages = torch.full((bs, context // page_size), CANARY, dtype=torch.int32)
+    widths = torch.full((bs,), width, dtype=torch.int32)
+    draft_extend_set_metadata(*stale, pages, table.int(), owners, lengths, widths, page_size)
+    assert stale[0].tolist() == lengths.tolist()
+    assert stale[1].tolist() == [0, *lengths.cumsum(0).tolist()]
+    assert stale[2].tolist() == [0, width, 2 * width, 3 * width]
+    for row, owner, length in zip(pages, owners, lengths, strict=True):
+        used = -(-int(length) // page_size)
+        assert row[:used].tolist() == (table[owner, ::page_size][:used] // page_size).tolist()
+
+
+@interpreted
+def test_the_check_of_a_gpu_runs_every_kernel(monkeypatch):
+    """`tools.bench parity` before its first server; SGLang's argmax is among them. And it sees a wrong row."""
+    monkeypatch.setattr(kernel_check, "VOCABULARIES", (300,))
+    monkeypatch.setattr(kernel_check, "WIDTHS", (33,))
+    batches = [(3, 2, 1), (1, 1, 0)]
+    assert kernel_check.check_kernels(torch.device("cpu"), batches).startswith("kernels: ok: rows of 2 batches")
+    monkeypatch.setattr(draft_rows, "expand", lambda out, **batch: fill_rows(out, **batch) or out.ends.add_(1))
+    with pytest.raises(InputError, match="ends of K=3, 2 requests: differs first at \\[0\\]"):
+        kernel_check.check_kernels(torch.device("cpu"), batches)
+
+
 TYPES = """
-*i32 TABLE ACCEPTED
-*i64 NEXT_TOKENS LENGTHS REQUESTS INPUT_IDS POSITIONS KV_SLOTS SOURCE SELECT
+*i32 TABLE ACCEPTED NEXT_TOKENS
+*i64 LENGTHS REQUESTS INPUT_IDS POSITIONS KV_SLOTS SOURCE SELECT ENDS OWNERS
 *u8 IS_MASK IS_PADDING
 *bf16 STATES MASK_STATE OUT
-i32 num_requests table_width mask_token_id num_rows num_selected num_states width
+i32 num_requests table_width mask_token_id num_rows num_selected num_ends num_states width
 """
 KERNELS = [
     ("expand_rows", {"K": 1, "BLOCK": 2}), ("expand_rows", {"K": 7, "BLOCK": 16}), ("read_states", {"BLOCK": 1024}),
@@ -108,9 +153,13 @@ KERNELS = [
 
 
 @compiled
+@pytest.mark.parametrize("capability", [90, 100])
 @pytest.mark.parametrize(("name", "constants"), KERNELS)
-def test_it_compiles(name, constants):
-    """For Hopper, down to machine code; no GPU is needed (see tests/peagle_core/test_kernels_compile.py)."""
+def test_it_compiles(name, constants, capability, record_property):
+    """With a server's types for Hopper and Blackwell, down to machine code; no GPU is needed.
+
+    (see tests/peagle_core/test_kernels_compile.py) Nothing may be spilled, as far as the machine code tells.
+    """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -119,4 +168,20 @@ def test_it_compiles(name, constants):
     signature = {arg: "constexpr" if arg in constants else types[arg] for arg in kernel.arg_names}
     values = {(kernel.arg_names.index(arg),): value for arg, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=values)
-    assert len(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]) > 0
+    assembly = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm
+    assert len(assembly["cubin"]) > 0
+    resources = resource_usage(assembly["cubin"])
+    record_property("resources", resources)
+    assert resources is None or resources["STACK"] == resources["LOCAL"] == 0
+
+
+def resource_usage(cubin: bytes) -> dict[str, int] | None:
+    """Registers, and bytes of stack and local memory, which hold what is spilled; None where nobody can tell."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    if not tool.is_file():
+        return None
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True)
+    return {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", done.stdout)} or None

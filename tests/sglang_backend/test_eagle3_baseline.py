@@ -13,7 +13,7 @@ import pytest
 import torch
 from byte_models import AUX_IDS
 from prompts import LENGTH, TRAINED, mixed_prompts
-from servers import serve
+from servers import beyond, serve
 from transformers import LlamaForCausalLM
 
 from peagle_core.checkpoint import load_drafter
@@ -51,7 +51,7 @@ def train_head(target: Path, texts: list[list[int]], directory: Path, *settings:
     return directory / "run" / "head"
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", beyond(HEADS, "two layers, fc_norm"))
 def test_it_accepts_what_the_reference_loop_accepts(models, expected, tmp_path, name):
     head = train_head(models / "target", [expected[tuple(p)] for p in TRAINED], tmp_path / "head", *HEADS[name])
     arguments = ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(head)]

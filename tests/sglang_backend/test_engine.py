@@ -9,7 +9,7 @@ import torch
 from byte_models import CONTEXT
 from prompts import LENGTH, TRAINED, mixed_prompts
 from reference import check_drafts
-from servers import generate_to_the_limit, peagle, plugin_path, serve, settled
+from servers import beyond, generate_to_the_limit, peagle, plugin_path, serve, settled
 from transformers import LlamaForCausalLM
 
 from peagle_core.checkpoint import load_drafter
@@ -25,7 +25,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", beyond(OPTIONS, "chunked prefill", "no radix cache"))
 def test_outputs_and_drafts_stay(models, expected, tmp_path, option):
     """Prompts of up to 150 tokens, alone and together, then again out of the radix cache."""
     target = LlamaForCausalLM.from_pretrained(models / "target").eval()
@@ -45,7 +45,7 @@ def test_outputs_and_drafts_stay(models, expected, tmp_path, option):
             assert server.generate(TRAINED[0], LENGTH)["output_ids"] == expected[tuple(TRAINED[0])]
 
 
-@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("page_size", beyond([1, 16], 1))
 def test_retracted_requests_go_on_where_they_were(models, expected, tmp_path, page_size):
     """SGLang's own test switch retracts running requests every third pass; a retracted one is prefilled again."""
     arguments = [*peagle(models / "overfit"), "--page-size", str(page_size), "--max-total-tokens", "2048"]
@@ -73,7 +73,7 @@ def test_adaptive_k_follows_the_load(models, expected, tmp_path):
     assert accept_length[8] < 4
 
 
-@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("page_size", beyond([1, 16], 1))
 def test_no_slot_outside_a_reservation_is_written(models, expected, tmp_path, page_size):
     """tests/sglang_backend/pool_probe.py checks every write, with chunks, a full pool and K = 7."""
     environment = {"PYTHONPATH": plugin_path(tmp_path, "pool_probe"), "POOL_PROBE": str(tmp_path / "writes")}

@@ -14,7 +14,7 @@ from byte_models import VOCAB, drafter_config
 from prompts import mixed_prompts
 from reference import check_drafts
 from safetensors.torch import load_file, save_file
-from servers import peagle, serve
+from servers import beyond, peagle, serve
 from tiny import tiny_drafter
 from transformers import LlamaForCausalLM
 
@@ -88,7 +88,12 @@ def nemo(directory: Path) -> None:
     (directory / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize("write_head", [aws, speculators, nemo], ids=lambda f: f.__name__)
+def corrected(directory: Path) -> None:
+    """A correction so large that it decides the drafts, and a draft vocabulary."""
+    save_head(directory, draft_vocab_size=VOCAB // 2, correction_rank=8)
+
+
+@pytest.mark.parametrize("write_head", beyond([aws, speculators, nemo, corrected], nemo), ids=lambda f: f.__name__)
 def test_it_serves_unchanged(models, expected, tmp_path, write_head):
     write_head(tmp_path / "head")
     target = LlamaForCausalLM.from_pretrained(models / "target").eval()
@@ -101,3 +106,5 @@ def test_it_serves_unchanged(models, expected, tmp_path, write_head):
         assert len(compared) > 50
         for prompt in prompts:
             assert server.generate(prompt, 30)["output_ids"] == expected[tuple(prompt)][:30]
+        counters = server.counters()
+        assert counters["decode_drafter_passes"] == counters["decode_steps"] > 0

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from chisquare import p_value
 from prompts import TRAINED
-from servers import peagle, serve
+from servers import beyond, peagle, serve
 from transformers import LlamaForCausalLM
+
+from peagle_core.checkpoint import load_drafter, save_drafter
+from peagle_core.drafter import PEagleDrafter
 
 pytestmark = pytest.mark.slow
 
@@ -85,9 +89,22 @@ def test_greedy_drafts(overfit_server, target, setting):
     check_distribution(overfit_server, target, SETTINGS[setting])
 
 
-def test_sampled_drafts(models, target, expected, tmp_path):
+def with_correction(head: Path, to: Path) -> Path:
+    """The head with a random correction, which often makes drafts wrong that were right."""
+    plain = load_drafter(head)
+    torch.manual_seed(4)
+    drafter = PEagleDrafter(plain.config.replace(correction_rank=4))
+    drafter.load_state_dict(plain.state_dict(), strict=False)
+    torch.nn.init.normal_(drafter.correction.lm_head.weight, std=4.0)
+    save_drafter(drafter, to, torch.float32)
+    return to
+
+
+@pytest.mark.parametrize("corrected", beyond([False, True], True))
+def test_sampled_drafts(models, target, expected, tmp_path, corrected):
     """Rejection sampling with the drafter's distribution; greedy requests in the same batch stay greedy."""
-    arguments = [*peagle(models / "overfit", 3), "--speculative-use-rejection-sampling"]
+    head = with_correction(models / "overfit", tmp_path / "head") if corrected else models / "overfit"
+    arguments = [*peagle(head, 3), "--speculative-use-rejection-sampling"]
     with serve(models / "target", tmp_path / "log", *arguments) as server:
         for sampling in SETTINGS.values():
             check_distribution(server, target, sampling)
@@ -98,4 +115,5 @@ def test_sampled_drafts(models, target, expected, tmp_path):
         with ThreadPoolExecutor(6) as pool:
             answers = list(pool.map(ask, range(12)))
         assert all(a == expected[tuple(TRAINED[0])][:20] for a in answers[::2])
-        assert server.generate(TRAINED[0], 20)["meta_info"]["spec_accept_length"] > 2
+        accepted = server.generate(TRAINED[0], 20)["meta_info"]["spec_accept_length"]
+        assert 1 < accepted < 3.5 if corrected else accepted > 2

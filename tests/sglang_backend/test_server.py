@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prompts import LENGTH, TRAINED, mixed_prompts
-from servers import peagle, serve
+from servers import beyond, peagle, serve
 
-from tools.server import ask_all
+from tools.server import ask_all, start_by_command
 
 pytestmark = pytest.mark.slow
 
@@ -21,9 +22,11 @@ def test_greedy_output_is_that_of_no_speculation(overfit_server, expected, concu
         assert answer["output_ids"] == expected[tuple(prompt)]
 
 
-@pytest.mark.parametrize("num_draft_tokens", [1, 3])
+@pytest.mark.parametrize("num_draft_tokens", beyond([1, 3], 1))
 def test_a_random_head_never_changes_the_output(models, expected, tmp_path, num_draft_tokens):
-    with serve(models / "target", tmp_path / "log", *peagle(models / "random", num_draft_tokens)) as server:
+    """Started by the command that users give, while other tests fork their servers (`tools.prefork`)."""
+    arguments = peagle(models / "random", num_draft_tokens)
+    with serve(models / "target", tmp_path / "log", *arguments, start=start_by_command) as server:
         for concurrency in (1, 5):
             answers = ask_all(server, mixed_prompts(), LENGTH, concurrency)
             assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in mixed_prompts()]
@@ -52,6 +55,32 @@ def test_an_overfitted_head_is_accepted_almost_always(overfit_server, expected):
     assert accept_length >= 0.95 * 6
     passes = after["decode_drafter_passes"] - before["decode_drafter_passes"]
     assert passes == after["decode_steps"] - before["decode_steps"]
+
+
+def test_acceptance_per_position_is_in_prometheus(overfit_server):
+    def counted(name: str) -> dict[str, float]:
+        lines = [line for line in overfit_server.http.get("/metrics").text.splitlines() if line.startswith(name)]
+        return {re.search(r'position="(\d+)"|$', line)[1]: float(line.split()[-1]) for line in lines}
+
+    names = ("peagle:accepted_drafts_total", "sglang:spec_verify_calls_total")
+    overfit_server.generate([17, 3], 20)  # so that the series are there
+    before = [counted(name) for name in names]
+    answers = ask_all(overfit_server, [*TRAINED, [9, 9, 9]], LENGTH, 3)
+    after = [counted(name) for name in names]
+    histograms = [a["meta_info"]["spec_correct_drafts_histogram"] for a in answers]
+    stood = {str(k): sum(sum(h[k:]) for h in histograms) for k in range(1, 6)}
+    assert {k: n - before[0][k] for k, n in after[0].items()} == stood
+    assert after[1][None] - before[1][None] == sum(map(sum, histograms))
+    assert stood["1"] >= stood["5"] > 0
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 30])
+def test_reasoning_is_counted_in_what_is_answered(overfit_server, max_tokens):
+    """The head knows the answer, so a step takes six tokens; none of them ends the thinking."""
+    sampling = {"max_new_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+    body = {"input_ids": TRAINED[0], "sampling_params": sampling, "require_reasoning": True}
+    info = overfit_server.post("/generate", body)["meta_info"]
+    assert info["reasoning_tokens"] == info["completion_tokens"] == max_tokens
 
 
 def test_openai_endpoint_and_streaming(overfit_server, expected):

@@ -6,13 +6,14 @@ import pytest
 import torch
 from byte_models import AUX_IDS
 from prompts import LENGTH, mixed_prompts
-from reference import check_drafts, reference_logits
+from reference import check_drafts
 from transformers import LlamaForCausalLM
 
 from peagle_core.checkpoint import load_drafter
 from peagle_core.elements import Elements
 from peagle_core.target import run_target
 from peagle_core.training import Batch, forward_elements
+from tools.bench.parity.compare import reference_logits
 
 pytestmark = pytest.mark.slow
 

@@ -105,7 +105,7 @@ def server_memory(server) -> float:
 
 def test_bf16_disagreement(models, tmp_path):
     """In bf16 a verify pass and a decode pass round differently. Measured beside SGLang's own EAGLE3, not asserted."""
-    save_random_head(tmp_path / "eagle3", num_hidden_layers=1)
+    save_random_head(tmp_path / "eagle3", num_hidden_layers=1, mask_token_id=None)
     eagle3 = ["--speculative-algorithm", "EAGLE3", "--speculative-draft-model-path", str(tmp_path / "eagle3")]
     eagle3 += ["--speculative-num-steps", "5", "--speculative-eagle-topk", "1", "--speculative-num-draft-tokens", "6"]
     torch.manual_seed(0)

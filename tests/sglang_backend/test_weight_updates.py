@@ -28,7 +28,7 @@ def head(tmp_path, monkeypatch):
     others = {name: torch.arange(64) if name == "d2t" else t + 0.1 * torch.randn_like(t) for name, t in tensors.items()}
     config = LlamaConfig.from_pretrained(tmp_path)
     config.name_or_path = str(tmp_path)
-    monkeypatch.setattr(drafter_model, "get_rope", lambda *_, **__: None)  # needs a platform, and has no weights
+    monkeypatch.setattr(drafter_model, "HeadRope", lambda _: None)  # needs a platform, and has no weights
     with (
         get_context().override_server_args(model_path=str(tmp_path)),
         get_parallel().override(tp_rank=0, attn_tp_rank=0),

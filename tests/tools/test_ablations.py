@@ -179,7 +179,7 @@ def test_the_page_in_docs_is_what_the_record_beside_it_says():
 
 def test_the_command_lists_its_runs_and_makes_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    places = ["--demo", str(tmp_path / "demo"), "--dir", str(tmp_path / "ablations")]
+    places = ["--tiny", str(tmp_path / "tiny"), "--dir", str(tmp_path / "ablations")]
     assert main([*places, "--dry-run", "--seeds", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 * len(configurations()) and lines[0] == "layers-4, seed 0: to run"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,9 +12,9 @@ import pytest
 
 from peagle_core.errors import InputError
 from tools.bench.__main__ import main
-from tools.bench.serve import contenders, load
+from tools.bench.serve import load
 from tools.bench.serve.client import Answer, Chunk
-from tools.bench.serve.contenders import Contender, Launch
+from tools.bench.serve.contenders import Contender
 from tools.bench.serve.datasets import Question
 from tools.bench.serve.load import Load, Measured, take_turns
 from tools.bench.serve.metrics import CategoryRow, Row, acceptance, by_category, latencies, share_equal, speed
@@ -101,38 +100,10 @@ def test_a_last_step_that_the_limit_cut_off_has_no_token_of_the_targets_own():
     assert cut(answer([1], [1]), {})[0].tokens == (1,)
 
 
-def test_each_server_is_told_its_head(monkeypatch, tmp_path):
-    told: dict[str, list[str]] = {}
-
-    @contextmanager
-    def serve(target, log, *arguments, environment):
-        told[log.stem] = list(arguments)
-        yield SimpleNamespace()
-
-    monkeypatch.setattr(contenders, "serve", serve)
-    monkeypatch.setattr(contenders, "server_info", lambda server: {})
-    launch = Launch(tmp_path, {"EAGLE3": tmp_path / "e", "PEAGLE": tmp_path / "p"}, (5,), ("--dtype", "float32"))
-    with contenders.started(launch, launch.rounds()[0], tmp_path) as running:
-        assert [contender.label for contender in running] == ["no speculation", "EAGLE3 K=5", "PEAGLE K=5"]
-    assert told["none"] == ["--dtype", "float32"]
-    for name, head in (("EAGLE3", "e"), ("PEAGLE", "p")):
-        arguments = told[f"{name}-5"]
-        assert arguments[:2] == ["--dtype", "float32"]
-        assert arguments[arguments.index("--speculative-algorithm") + 1] == name
-        assert arguments[arguments.index("--speculative-draft-model-path") + 1] == str(tmp_path / head)
-        assert arguments[arguments.index("--speculative-num-steps") + 1] == "5"
-
-
-def test_rounds_hold_the_servers_that_take_turns(tmp_path):
-    launch = Launch(tmp_path, {"EAGLE3": tmp_path, "PEAGLE": tmp_path}, (3, 5))
-    assert launch.rounds() == [[("none", 0), ("EAGLE3", k), ("PEAGLE", k)] for k in (3, 5)]
-    alone = replace(launch, together=False, plain=False).rounds()
-    assert alone == [[("EAGLE3", 3)], [("PEAGLE", 3)], [("EAGLE3", 5)], [("PEAGLE", 5)]]
-    assert Launch(tmp_path, {}, (3, 5)).rounds() == [[("none", 0)]]
-
-
 class Recorder:
-    """Stands for a server: notes whose turn it is."""
+    """Stands for a server: notes whose turn it is. It tells no metrics."""
+
+    status_code = 404
 
     def __init__(self, name: str, turns: list[tuple[str, int, int]]) -> None:
         self.name, self.turns, self.steps = name, turns, 0
@@ -222,7 +193,7 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path):
 
 def test_a_simulated_acceptance_is_said_everywhere(tmp_path):
     found = results()
-    found = replace(found, simulated=2.5, rows=[replace(r, simulated=2.5 if r.k else None) for r in found.rows])
+    found = replace(found, simulated="2.5", rows=[replace(r, simulated=2.5 if r.k else None) for r in found.rows])
     write_page(tmp_path / "report.html", found, draw(found, tmp_path))
     page = (tmp_path / "report.html").read_text()
     assert "Nothing was verified" in page

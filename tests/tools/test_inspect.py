@@ -84,7 +84,7 @@ def test_every_format_is_told_and_what_vllm_would_refuse(tmp_path, capsys):
     assert "not as it is (tensor names start with 'model.'; architecture LlamaEagle3DraftModel is not" in out
     code, facts, _, out = inspect(capsys, write_training_checkpoint(tmp_path / "step-1"))
     assert (code, facts["format"]) == (0, "training checkpoint")
-    assert out.count("not as it is (it is a training checkpoint): python -m tools.convert") == 2
+    assert out.count("not as it is (it is a training checkpoint): peagle convert") == 2
 
 
 def test_every_problem_is_found_at_once(tmp_path, capsys):
@@ -175,6 +175,16 @@ def test_an_eagle3_head_is_served_by_the_engines_own_eagle3(tmp_path, capsys):
     _, _, _, out = inspect(capsys, write_flat(tmp_path / "other", config.replace(norm_before_residual=True)))
     assert "no: its EAGLE3 does not read norm_before_residual" in out
     _, _, _, out = inspect(capsys, write_training_checkpoint(tmp_path / "step-1", config))
-    assert out.count("python -m trainer export") == 2
+    assert out.count("peagle export") == 2
     assert convert([str(tmp_path / "head"), str(tmp_path / "new"), "--to", "speculators"]) == 1
     assert "is an EAGLE-3 head" in capsys.readouterr().err
+
+
+def test_a_correction_is_named_and_kept_from_vllm(tmp_path, capsys):
+    head = write_flat(tmp_path / "head", tiny_config(draft_vocab_size=20, correction_rank=3))
+    code, facts, problems, out = inspect(capsys, head)
+    assert (code, problems) == (0, [])
+    assert facts["correction"] == "rank 3, by which each draft knows the one before it"
+    assert facts["read per drafter pass"].endswith("; 120 bytes of the correction per draft")
+    assert "it does not read the correction" in out.split("vLLM:\n")[1]
+    assert command(out, "SGLang")[3] == "--model-path"

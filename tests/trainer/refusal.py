@@ -9,4 +9,4 @@ def refused(arguments, code, says, capsys):
     assert main(arguments) == code
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
-    assert says in error
+    assert says in error, error

@@ -29,6 +29,7 @@ FILES = {
     "roles.jsonl": '{"messages": ["hello"]}\n',
     "masked.jsonl": '{"input_ids": [5, 4, 7, 8], "loss_mask": [0, 1, 1, 1]}\n',
     "table.csv": "a,b\n",
+    "table.xlsx": "PK",
 }
 
 SETTINGS = [
@@ -56,7 +57,7 @@ SETTINGS = [
     ("data.row_length=8", "exceeds data.row_length 8"),
     ("data.train=[]", "data.train names no file"),
     ("data.train={files}/gone.jsonl", "gone.jsonl"),
-    ("data.train={files}/table.csv", "neither .jsonl nor .txt"),
+    ("data.train={files}/table.xlsx", "table.xlsx is of no kind that is read: .jsonl, .json, .txt"),
     ("data.heldout={files}/gone.jsonl", "no such file"),
     ("data=3", "data"),
     ("device=abacus", "'abacus' is no usable torch device"),
@@ -85,6 +86,9 @@ SETTINGS = [
     ("regenerate.timeout=0", "regenerate.timeout"),
     ("regenerate.retries=-1", "regenerate.retries"),
     ("regenerate.extra_body={n: 2}", "n cannot be set here"),
+    ("regenerate.extra_body={reasoning_effort: high}", "give it as data.chat_template_kwargs"),
+    ("regenerate.extra_body={chat_template_kwargs: {a: 1}}", "give it as data.chat_template_kwargs"),
+    ("data.chat_template_kwargs={tools: []}", "tools cannot be set here"),
     ("regenerate.extra_body={a: 2026-01-01}", "is no JSON"),
     ("regenerate.modle=x", "did you mean 'model'?"),
     ("log_every=0", "log_every"),
@@ -114,7 +118,7 @@ MATERIAL = [
     ("output_dir={files}/table.csv", "table.csv"),
     ("data.train={files}/empty.jsonl", "nothing is supervised"),
     ("data.train={files}/broken.jsonl", "broken.jsonl:2: not valid JSON"),
-    ("data.train={files}/list.jsonl", "list.jsonl:1: a JSON object was expected"),
+    ("data.train={files}/list.jsonl", "list.jsonl, record 0: a JSON object was expected"),
     ("data.train={files}/keys.jsonl", "keys.jsonl:1: has keys ['question']"),
     ("data.train={files}/number.jsonl", "number.jsonl:1: 'text' must be a string"),
     ("data.train={files}/outside.jsonl", "outside.jsonl:2: token id 99999"),

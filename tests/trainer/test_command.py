@@ -64,3 +64,7 @@ def test_help_teaches_by_example(capsys):
         main(["--help"])
     assert exit_code.value.code == 0
     assert "python -m trainer train target=" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--help"], "peagle")
+    text = capsys.readouterr().out
+    assert "\n    peagle train target=" in text and "-m peagle train --config" in text and "-m trainer" not in text

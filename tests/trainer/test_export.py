@@ -8,7 +8,9 @@ import re
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
+from peagle_core.checkpoint import load_drafter
 from peagle_core.errors import InputError
 from peagle_core.generate import Speculation
 from trainer.checkpoint.checkpoints import newest_checkpoint
@@ -46,6 +48,15 @@ def test_everything_one_hands_on_lies_beside_the_weights(finished, tmp_path, cap
     assert "--speculative-algorithm PEAGLE" in card
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_an_embedding_that_was_not_trained_is_left_to_the_target(finished, tmp_path, trained):
+    config = finished.model_copy(update={"drafter": finished.drafter.model_copy(update={"train_embedding": trained})})
+    directory = run_export(config, newest_checkpoint(finished.checkpoints), tmp_path / "head")
+    assert ("embed_tokens.weight" in load_file(directory / "model.safetensors")) == trained
+    target = load_inputs(finished).model
+    assert len(load_drafter(directory, target=target).embed_tokens.weight) == len(target.get_input_embeddings().weight)
+
+
 def test_metrics_of_another_step_are_not_passed_off_as_its_own(finished, tmp_path, capsys):
     older = min(finished.checkpoints.iterdir())
     assert older != newest_checkpoint(finished.checkpoints)
@@ -53,6 +64,16 @@ def test_metrics_of_another_step_are_not_passed_off_as_its_own(finished, tmp_pat
     assert not (directory / "metrics.json").exists()
     assert "not measured" in (directory / "README.md").read_text()
     assert "another step" in capsys.readouterr().out
+
+
+def test_an_evaluation_of_the_same_head_since_training_is_what_the_card_tells(finished, tmp_path):
+    metrics = json.loads((finished.output / "metrics.json").read_text())
+    report = finished.output / "eval.json"
+    for head, told in ((metrics["head"], 7.5), ("another", metrics["loss"])):
+        report.write_text(json.dumps({**metrics, "head": head, "step": None, "loss": 7.5}))
+        found = json.loads((run_export(finished, destination=tmp_path / str(told)) / "metrics.json").read_text())
+        assert (found["loss"], found["step"]) == (told, metrics["step"])
+    report.unlink()
 
 
 def test_a_head_that_fails_verification_never_appears(finished, tmp_path, monkeypatch):

@@ -74,7 +74,7 @@ def test_the_draft_vocabulary_is_the_one_training_takes(options):
     directory = prepared(options, "drafter.draft_vocab_size=20")
     inputs = load_inputs(load_config(None, [*options, f"data.train={directory}"]))
     table = load_file(directory / "vocabulary.safetensors")
-    ids = draft_vocabulary(inputs.train, len(table["t2d"]), 20)
+    ids = draft_vocabulary(inputs.train, len(table["t2d"]), 20, inputs.essential)
     assert torch.equal(table["d2t"] + torch.arange(20), ids)
     assert table["t2d"].nonzero().flatten().tolist() == ids.tolist()
     everything = [*inputs.train, *inputs.heldout]

@@ -14,8 +14,10 @@ from answer_server import MODEL, Reply, answer, speaking
 from tiny_run import CHAT_TEMPLATE, make_tokenizer
 
 from trainer.__main__ import main
-from trainer.data.chat import chat_spans, shown_reasoning, tokenize_spans
+from trainer.chat.reasoning import answer_form
+from trainer.chat.template import ChatOptions, ChatTemplate
 from trainer.data.documents import read_documents
+from trainer.data.record_tokens import RecordTokens
 from trainer.data.sources import read
 from trainer.regenerate import questions
 
@@ -180,10 +182,11 @@ def test_an_answer_that_was_cut_is_supervised_without_an_end(regenerate, tokeniz
 def test_of_an_answer_cut_in_its_reasoning_the_reasoning_is_supervised():
     tokenizer = make_tokenizer(chat_template=REASONING_TEMPLATE % {"key": "thinking"})
     message = say("assistant", "", thinking="so the ", finish_reason="length")
-    ids, mask = tokenize_spans(*chat_spans([ASK, message], tokenizer), tokenizer, special_tokens=False)
-    assert tokenizer.decode(ids[mask]) == "<think>so the"
-    hidden = chat_spans([ASK, {**message, "thinking": "x"}], make_tokenizer(chat_template=CHAT_TEMPLATE))
-    assert hidden[0][1] == ("", True)
+    ((ids, mask),) = RecordTokens(tokenizer, ChatOptions()).read({"messages": [ASK, message]}).documents
+    assert tokenizer.decode([token for token, on in zip(ids, mask, strict=True) if on]) == "<think>so the"
+    hidden = RecordTokens(make_tokenizer(chat_template=CHAT_TEMPLATE), ChatOptions()).read({"messages": [ASK, message]})
+    assert not any(hidden.documents[0][1])
+    assert hidden.reasoning_lost == 1
 
 
 REASONING_TEMPLATE = (
@@ -198,7 +201,7 @@ REASONING_TEMPLATE = (
 @pytest.mark.parametrize("sent_as", ["reasoning_content", "reasoning"])
 def test_reasoning_goes_where_the_template_reads_it(regenerate, tmp_path, key, sent_as):
     tokenizer = make_tokenizer(chat_template=REASONING_TEMPLATE % {"key": key})
-    assert shown_reasoning(tokenizer).key == key
+    assert answer_form(ChatTemplate(tokenizer)).key == key
     tokenizer.save_pretrained(tmp_path / "target")
     with speaking(lambda r: answer(r, "yes", **{sent_as: "it follows"})) as speaker:
         code, rows = regenerate([{"messages": [ASK, NO, MORE]}], url=speaker.url, target=tmp_path / "target")
@@ -260,3 +263,33 @@ def test_speed_is_shown(regenerate, capsys):
     with speaking(lambda r: (time.sleep(1.2), answer(r))[1]) as speaker:
         assert regenerate([{"prompt": "a"}], url=speaker.url)[0] == 0
     assert " tokens/s" in capsys.readouterr().err
+
+
+TIDE = {"type": "function", "function": {"name": "tide", "description": "High water."}}
+
+
+def test_tools_and_variables_of_the_template_reach_the_server(regenerate, tokenizer, tmp_path):
+    """A5, A8: what train gives the template, the server gives it, too."""
+    with speaking() as speaker:
+        kwargs = "data.chat_template_kwargs={enable_thinking: false}"
+        code, rows = regenerate([{"messages": [ASK], "tools": [TIDE]}], kwargs, url=speaker.url)
+    assert code == 0
+    body = speaker.requests[0].body
+    assert (body["tools"], body["chat_template_kwargs"]) == ([TIDE], {"enable_thinking": False})
+    assert rows[0]["tools"] == [TIDE]
+
+
+def test_a_call_of_the_target_ends_the_talk_and_is_written(regenerate):
+    call = {"id": "c1", "type": "function", "function": {"name": "tide", "arguments": '{"port": "Hull"}'}}
+    with speaking(lambda r: answer(r, "", "tool_calls", tool_calls=[call])) as speaker:
+        code, rows = regenerate([{"messages": [ASK, NO, MORE, NO], "tools": [TIDE]}], url=speaker.url)
+    assert code == 0
+    assert rows[0]["messages"] == [ASK, say("assistant", "", tool_calls=[call], finish_reason="tool_calls")]
+
+
+def test_bad_records_can_be_skipped(regenerate, capsys):
+    records = [{"messages": [ASK]}, {"text": "once"}, {"conversations": [{"from": "bing", "value": "x"}]}]
+    with speaking() as speaker:
+        code, rows = regenerate(records, "data.on_bad_record=skip", url=speaker.url)
+    assert (code, len(rows)) == (0, 1)
+    assert "1 records skipped: is plain text" in capsys.readouterr().out

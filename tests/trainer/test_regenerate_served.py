@@ -12,6 +12,7 @@ from killed_runs import kill_at, start
 from tiny_run import CHAT_TEMPLATE, run_options
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tools import prefork
 from tools.server import cpu_environment, serve
 from trainer.__main__ import main
 
@@ -49,7 +50,7 @@ def data(target):
 @pytest.mark.slow
 def test_killed_runs_end_with_the_same_bytes_and_a_drafter_learns_from_them(target, data, tmp_path):
     straight, killed = tmp_path / "straight.jsonl", tmp_path / "killed.jsonl"
-    with serve(target, tmp_path / "log", *SERVER, environment=cpu_environment()) as server:
+    with serve(target, tmp_path / "log", *SERVER, environment=cpu_environment(), start=prefork.start) as server:
         url = str(server.http.base_url).rstrip("/") + "/v1"
         options = [
             f"target={target}", f"data.train={data}", "device=cpu", f"regenerate.url={url}",

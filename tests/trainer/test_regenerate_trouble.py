@@ -188,7 +188,7 @@ DATA = {
     "blank": (b"\n\n", "nothing to ask"),
     "silent": (b'{"messages": [{"role": "system", "content": "s"}]}', "nothing to ask, no record has a question"),
     "broken": (b'{"prompt": "a"}\n{"prompt": \n', "data.jsonl:2: not valid JSON"),
-    "a list": (b"[1]", "data.jsonl:1: a JSON object was expected"),
+    "a list": (b"[1]", "data.jsonl, record 0: a JSON object was expected"),
     "text": (b'{"text": "once"}', "data.jsonl:1: is plain text, which asks nothing"),
     "tokens": (b'{"input_ids": [1, 2, 3], "loss_mask": [0, 1, 1]}', "data.jsonl:1: is tokenised"),
     "keys": (b'{"question": "?"}', "data.jsonl:1: has keys ['question'], expected 'messages'"),
@@ -203,7 +203,10 @@ DATA = {
         b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{}]}]}',
         "data.jsonl:1: message 1 calls tools",
     ),
-    "tools": (b'{"messages": [{"role": "user", "content": "a"}], "tools": [{}]}', "data.jsonl:1: has 'tools'"),
+    "tools": (
+        b'{"messages": [{"role": "user", "content": "a"}], "tools": [{}]}',
+        "data.jsonl:1: has 'tools' that are no list",
+    ),
     "half a surrogate": (b'{"prompt": "\\ud800"}', "data.jsonl:1: has half of a surrogate pair"),
     "not a number": (b'{"messages": [{"role": "user", "content": NaN}]}', "data.jsonl:1: has a value that JSON"),
 }

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from peagle_core.errors import InputError
+from trainer.chat.records import sharegpt_messages
 from trainer.config import load_config
-from trainer.data.chat import sharegpt_messages
 from trainer.data.documents import read_documents
 from trainer.data.prepared import open_prepared
 from trainer.data.sources import Part, read, survey

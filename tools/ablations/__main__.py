@@ -1,12 +1,13 @@
-"""Run the ablations on the demo's target and write docs/ablations.md: `python -m tools.ablations`.
+"""Run the ablations on the tiny target and write docs/ablations.md: `python -m tools.ablations`.
 
     python -m tools.ablations --dry-run                      # which runs there are and which are finished
     python -m tools.ablations                                # all of them, two at a time, then docs/ablations.md
     python -m tools.ablations --only layers-1 layers-4 --seeds 1
 
 Each run is a process of its own with one thread. What is finished is kept as JSON under build/ablations/results and
-not run again while its configuration, the target and the data are the same; an interrupted run starts anew. The demo's
-target and data are made first where build/demo has none. Until all runs are finished the page goes to build/ablations.
+not run again while its configuration, the target and the data are the same; an interrupted run starts anew.
+The tiny target and its text are made first where build/tiny-target has none. Until all runs are finished the page goes
+to build/ablations.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ def _run(options: argparse.Namespace, names: list[str], known: list[str]) -> Non
     from tools.ablations.schedule import Suite, run_all, trials
 
     seeds = range(options.seeds)
-    suite = Suite(options.dir, inputs_of(options.demo, options.dir))
+    suite = Suite(options.dir, inputs_of(options.tiny, options.dir))
     if options.dry_run:
         done = {(result.name, result.seed) for result in suite.finished(names, seeds)}
         for name, seed in trials(names, seeds):
             print(f"{name}, seed {seed}: {'finished' if (name, seed) in done else 'to run'}")
         return
-    build_inputs(options.demo, options.dir)
+    build_inputs(options.tiny, options.dir)
     run_all(suite, names, seeds, options.jobs)
     results = suite.finished(known, range(max(SEEDS, options.seeds)))
     complete = len(results) == len(known) * max(SEEDS, options.seeds)
@@ -69,7 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=_positive, default=2, help="runs at a time (2)")
     parser.add_argument("--dry-run", action="store_true", help="list the runs, no more")
     parser.add_argument(
-        "--demo", type=Path, default=Path("build/demo"), help="where target and data are or go (build/demo)"
+        "--tiny",
+        type=Path,
+        default=Path("build/tiny-target"),
+        help="where target and data are or go (build/tiny-target)",
     )
     parser.add_argument("--dir", type=Path, default=Path("build/ablations"), help="where the runs go (build/ablations)")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where the finished page goes (docs)")

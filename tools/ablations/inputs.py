@@ -1,4 +1,4 @@
-"""Make what all runs share: the demo's target, its generations as data, and more held-out prompts than the demo has."""
+"""Make what all runs share: the tiny target, its generations as data, and more held-out prompts than it comes with."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peagle_core.atomic import new_directory
-from tools.demo.corpus import heldout_prompts, load_tokenizer
-from tools.demo.head import HeadRecipe, build_generations, continue_greedily
-from tools.demo.target import build_target
+from tools.tiny_target.corpus import heldout_prompts, load_tokenizer
+from tools.tiny_target.head import HeadRecipe, build_generations, continue_greedily
+from tools.tiny_target.target import build_target
 
 HELDOUT_PROMPTS = 96
 
@@ -37,28 +37,28 @@ class Inputs:
         return digest.hexdigest()[:16]
 
 
-def inputs_of(demo: Path, directory: Path) -> Inputs:
+def inputs_of(tiny: Path, directory: Path) -> Inputs:
     """Return where everything is, or will be."""
-    return Inputs(demo / "target", demo / "generations" / "train.jsonl", directory / "heldout" / "heldout.jsonl")
+    return Inputs(tiny / "target", tiny / "generations" / "train.jsonl", directory / "heldout" / "heldout.jsonl")
 
 
-def build_inputs(demo: Path, directory: Path) -> None:
-    """Make what is not there yet: target and training data under `demo`, held-out text under `directory`."""
-    build_target(demo)
-    build_generations(demo)
-    build_heldout(demo, directory)
+def build_inputs(tiny: Path, directory: Path) -> None:
+    """Make what is not there yet: target and training data under `tiny`, held-out text under `directory`."""
+    build_target(tiny)
+    build_generations(tiny)
+    build_heldout(tiny, directory)
 
 
-def build_heldout(demo: Path, directory: Path) -> Path:
+def build_heldout(tiny: Path, directory: Path) -> Path:
     """Write directory/heldout/heldout.jsonl: HELDOUT_PROMPTS held-out prompts, continued greedily by the target."""
     from transformers import LlamaForCausalLM
 
     path = directory / "heldout"
     if path.is_dir():
         return path
-    target = LlamaForCausalLM.from_pretrained(build_target(demo)).eval()
-    starts = heldout_prompts(demo, HELDOUT_PROMPTS)
-    documents = continue_greedily(target, starts, HeadRecipe(), load_tokenizer(demo).eos_token_id)
+    target = LlamaForCausalLM.from_pretrained(build_target(tiny)).eval()
+    starts = heldout_prompts(tiny, HELDOUT_PROMPTS)
+    documents = continue_greedily(target, starts, HeadRecipe(), load_tokenizer(tiny).eos_token_id)
     with new_directory(path, existing="replace") as partial:
         (partial / "heldout.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
     return path

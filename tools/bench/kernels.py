@@ -163,7 +163,7 @@ def flex_with_block_mask(elements: Elements) -> Callable[..., Tensor]:
     anchor, depth = elements.anchor[order], elements.depth[order]
     n = len(elements)
 
-    def rule(batch, head, q, k):
+    def rule(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return may_attend(anchor[q], depth[q], anchor[k], depth[k])
 
     blocks = create_block_mask(rule, None, None, n, n, device=anchor.device, _compile=True)

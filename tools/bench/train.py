@@ -70,7 +70,8 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             raise InputError(f"the process of contender {self.name!r} ended with exit code {self.process.wait()}")
-        return json.loads(line)
+        message: dict[str, Any] = json.loads(line)
+        return message
 
     def step(self, seed: int) -> None:
         assert self.process.stdin is not None

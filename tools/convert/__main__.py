@@ -5,7 +5,8 @@
 
 SRC is a directory: a head in the flat format (ours, AWS's), speculators' or NeMo's, with or without `midlayer.` and
 `model.` spellings, or a training checkpoint of ours (step-<n>). DST must not exist; it appears complete or not at all.
-peagle and vllm are one format, the flat one: what vLLM loads is what we write. Formats: docs/checkpoint.md.
+peagle and vllm are one format, the flat one: what vLLM loads is what we write. But `peagle` alone keeps
+a correction, which vLLM does not read. Formats: docs/checkpoint.md.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import signal
 import sys
 from pathlib import Path
 
+from peagle_core.command_line import shown_as
 from peagle_core.errors import exit_code, run_command
 
+PROG = "python -m tools.convert"
 DTYPES = ("bfloat16", "float16", "float32")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Return the exit code: see `peagle_core.errors`."""
-    options = _parser().parse_args(arguments)
+def main(arguments: list[str] | None = None, prog: str = PROG) -> int:
+    """Return the exit code: see `peagle_core.errors`. prog: how the command was called, for --help."""
+    options = _parser(prog).parse_args(arguments)
     # Imported late, for torch takes seconds to load and --help should not.
     from tools.convert.run import run
 
@@ -34,14 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _stop(number: int, _frame: object) -> None:
-    """SIGTERM unwinds like an error, so that the half-written directory is removed."""
+    """Unwind like an error on SIGTERM, so that the half-written directory is removed."""
     print("stopped; nothing was written", file=sys.stderr)
     sys.exit(exit_code(signal.Signals(number)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=shown_as(__doc__, PROG, prog), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path, metavar="SRC", help="directory of the head to read")
     parser.add_argument("destination", type=Path, metavar="DST", help="directory to make; must not exist")

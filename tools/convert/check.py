@@ -34,17 +34,20 @@ class Difference:
 def compare_heads(source: Head, result: Head, target: Target | None) -> Difference:
     """Run one drafter pass each, ROWS real rows and DEPTHS - 1 mask rows. One head is in memory at a time.
 
+    A correction takes part if both have it.
+
     Where a head has no embedding or lm_head the target's stand in, or without a target the same random numbers.
     Raises InputError when the two map draft ids to different tokens.
     """
-    (ours, our_map), (theirs, their_map) = _run(source, target), _run(result, target)
+    corrected = result.config.correction_rank > 0
+    (ours, our_map), (theirs, their_map) = _run(source, target, corrected), _run(result, target, corrected)
     if not torch.equal(our_map, their_map):
         raise InputError(f"{result.directory}: d2t is not the source's")
     same = (ours.argmax(-1) == theirs.argmax(-1)).double().mean()
     return Difference(float((ours - theirs).abs().max()), float(ours.abs().max()), float(same))
 
 
-def _run(head: Head, target: Target | None) -> tuple[Tensor, Tensor]:
+def _run(head: Head, target: Target | None, corrected: bool) -> tuple[Tensor, Tensor]:
     """Return ([K, V_d] logits, d2t [V_d]). The random input depends on the shapes alone."""
     drafter = PEagleDrafter(head.config)
     missing = set(SHARED)
@@ -58,7 +61,8 @@ def _run(head: Head, target: Target | None) -> tuple[Tensor, Tensor]:
     rng = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, head.config.vocab_size, (ROWS,), generator=rng)
     aux = torch.randn(ROWS, head.config.fused_size, generator=rng)
-    return draft_logits(drafter, DraftCache(), tokens, aux, DEPTHS, 0), drafter.d2t
+    logits = draft_logits(drafter, DraftCache(), tokens, aux, DEPTHS, 0)
+    return drafter.corrected(logits, tokens[:DEPTHS]) if corrected else logits, drafter.d2t
 
 
 def _stand_in(name: str, shape: tuple[int, ...], target: Target | None) -> Tensor:

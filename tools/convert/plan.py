@@ -80,6 +80,7 @@ def make_plan(source: Head, to: str, target: Target | None = None, aux_ids_name_
                 "behind it are worse, if the head was not trained on texts with it"
             )
     _check_own_weights(plan.config, source)
+    _leave_correction(plan)
     _say_what_was_implied(plan, source)
     if to == SPECULATORS:
         _warn_about_speculators(plan)
@@ -162,6 +163,16 @@ def _carry_target_architectures(plan: Plan, source: Head, target: Target | None)
     plan.target_architectures = target.architectures if target else tuple(theirs)
     if theirs and plan.to != SPECULATORS:
         plan.changes.append(f"the verifier's architectures {theirs!r}: not carried over")
+
+
+def _leave_correction(plan: Plan) -> None:
+    """Leave out a correction, which only our own format has a place for."""
+    rank = plan.config.correction_rank
+    if rank and plan.to != PEAGLE:
+        plan.config = plan.config.replace(correction_rank=0)
+        plan.warnings.append(
+            f"the correction of rank {rank} is left out, as vLLM does not read it: later drafts are accepted less often"
+        )
 
 
 def _say_what_was_implied(plan: Plan, source: Head) -> None:

@@ -121,6 +121,8 @@ def _converted(
         if checked is None:
             if bare != "t2d" or plan.to != SPECULATORS:
                 idle.append(bare)
+        elif bare.startswith("correction.") and not plan.config.correction_rank:
+            continue  # the plan says it
         elif bare == "d2t" and check.same_vocabulary:
             plan.changes.append("d2t: left out, the vocabularies are equal")
         else:
@@ -162,14 +164,17 @@ def _same_bits(ours: Tensor, theirs: Tensor | None) -> bool:
 
 
 def _t2d(check: TensorCheck) -> Tensor:
-    """bool[V]: which target tokens the draft vocabulary holds."""
+    """Return bool[V]: which target tokens the draft vocabulary holds."""
     assert check.d2t is not None
     return membership(draft_vocab_ids(check.d2t), check.config.vocab_size)
 
 
 def _check_t2d(file: Path, t2d: Tensor, check: TensorCheck) -> None:
-    """Raises InputError when it names other tokens than d2t, which comes before it; what is wrong with d2t alone is
-    said elsewhere."""
+    """Raise InputError when it names other tokens than d2t, which comes before it.
+
+    What is wrong with d2t alone is said elsewhere.
+    What is wrong with d2t alone is
+    """
     if check.d2t is not None and not check.d2t_problem() and not torch.equal(t2d.bool(), _t2d(check)):
         raise InputError(f"{file}: tensors 't2d' and 'd2t' name different tokens")
 

@@ -1,1 +1,1 @@
-"""The demo: a small target, a P-EAGLE and an EAGLE-3 head, made on the spot and served (`python -m tools.demo`)."""
+"""The demo: the shipped heads of a real chat model, served beside no speculation (`python -m tools.demo`)."""

@@ -107,7 +107,7 @@ def list_tensors(path: Path) -> list[StoredTensor]:
     try:
         with safe_open(path, framework="pt") as file:
             if holds_parts(file.metadata()):
-                raise InputError(f"{path}: has parts of tensors; `python -m trainer export` joins them to a head")
+                raise InputError(f"{path}: has parts of tensors; `peagle export` joins them to a head")
             found = []
             for name in file.keys():  # noqa: SIM118, safe_open is no mapping
                 if is_moment(name):

@@ -1,1 +1,1 @@
-"""Say what a P-EAGLE head is, how it is served, and everything wrong with it: `python -m tools.inspect DIR`."""
+"""Say what a P-EAGLE head is, how it is served, and everything wrong with it: `python -m tools.inspect HEAD`."""

@@ -1,7 +1,8 @@
-"""python -m tools.inspect DIR [--target DIR]: what a P-EAGLE head is, how to serve it, what is wrong with it.
+"""python -m tools.inspect HEAD [--target DIR]: what a P-EAGLE head is, how to serve it, what is wrong with it.
 
-DIR: a head in any format (ours, AWS's, speculators', NeMo's) or a training checkpoint. Exit code 1 when problems are
-found. --target: the target model's directory; then the mask id, the sizes and the aux layers are checked against it.
+HEAD: a head in any format (ours, AWS's, speculators', NeMo's) or a training checkpoint: its directory, or its name on
+the Hugging Face hub, with --revision that one. Exit code 1 when problems are found.
+--target: the target model's directory; then the mask id, the sizes and the aux layers are checked against it.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ import argparse
 import sys
 from pathlib import Path
 
+from peagle_core.command_line import shown_as
 from peagle_core.errors import run_command
 
+PROG = "python -m tools.inspect"
 
-def main(arguments: list[str] | None = None) -> int:
+
+def main(arguments: list[str] | None = None, prog: str = PROG) -> int:
+    """Return the exit code: 1 when problems are found. prog: how the command was called, for --help."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=shown_as(__doc__, PROG, prog), formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("directory", type=Path, metavar="DIR", help="directory of the head")
+    parser.add_argument("head", metavar="HEAD", help="directory of the head, or its name on the Hugging Face hub")
+    parser.add_argument("--revision", help="branch, tag or commit of a head on the hub")
     parser.add_argument("--target", type=Path, metavar="DIR", help="directory of the target model")
     options = parser.parse_args(arguments)
     return run_command(lambda: _run(options))
@@ -25,9 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     # Imported late, for torch takes seconds to load and --help should not.
+    from peagle_core.head_directory import head_directory
     from tools.inspect.report import inspect_head
 
-    report = inspect_head(options.directory, options.target)
+    report = inspect_head(head_directory(options.head, options.revision), options.target)
     width = max(map(len, report.facts))
     for name, value in report.facts.items():
         print(f"{name:<{width}}  {value}")

@@ -68,7 +68,7 @@ def inspect_head(directory: Path, target_directory: Path | None = None) -> Repor
     name = str(target_directory or config.target or "TARGET")
     tokens = config.num_depths or DEFAULT_SPECULATIVE_TOKENS
     if config.autoregressive and files.format == TRAINING:
-        report.serving["SGLang"] = report.serving["vLLM"] = "not as it is: python -m trainer export makes a head of it"
+        report.serving["SGLang"] = report.serving["vLLM"] = "not as it is: peagle export makes a head of it"
         return report
     report.serving["SGLang"] = _sglang(files, config, name, tokens)
     report.serving["vLLM"] = _vllm(files, config, tensors, name, tokens)
@@ -114,6 +114,8 @@ def _describe(report: Report, config: PEagleConfig, tensors: list[StoredTensor])
     )
     facts["target"] = f"{config.target or 'not named'}, width {config.target_hidden_size}"
     facts["vocabulary"] = f"{config.vocab_size}, drafts from {config.draft_vocab_size}"
+    if config.correction_rank:
+        facts["correction"] = f"rank {config.correction_rank}, by which each draft knows the one before it"
     switches = ("norm_before_residual", "norm_before_fc", "fc_norm", "qk_norm", "attention_bias")
     facts["switched on"] = ", ".join(name for name in switches if getattr(config, name)) or "nothing"
     rope = config.rope_parameters
@@ -140,14 +142,18 @@ def _pass_bytes(config: PEagleConfig, used: list[StoredTensor]) -> str:
     """Say how many bytes of weights one pass reads from memory, in the stored dtype, whatever the batch."""
     sizes = {t.bare: t.nbytes for t in used}
     # mask_hidden is projected once, at load.
-    read = sum(size for name, size in sizes.items() if name not in ("embed_tokens.weight", "mask_hidden"))
+    per_draft = sizes.pop("correction.lm_head.weight", 0)
+    by_row = ("embed_tokens.weight", "correction.embed_tokens.weight", "mask_hidden")
+    read = sum(size for name, size in sizes.items() if name not in by_row)
     itemsize = max((t.nbytes // max(1, math.prod(t.shape)) for t in used if t.bare == "fc.weight"), default=2)
     head = "lm_head"
     if "lm_head.weight" not in sizes:
         read += config.draft_vocab_size * config.hidden_size * itemsize
         head = "the target's lm_head"
     row = in_bytes(config.hidden_size * itemsize)
-    return f"{in_bytes(read)}: all layers, fc, norms and {head}; of the embedding only a row of {row} per token"
+    correction = f"; {in_bytes(per_draft)} of the correction per draft" if per_draft else ""
+    embedding = f"of the embedding only a row of {row} per token"
+    return f"{in_bytes(read)}: all layers, fc, norms and {head}; {embedding}{correction}"
 
 
 def _describe_target(report: Report, config: PEagleConfig, target: Target | None) -> None:
@@ -204,7 +210,7 @@ def _vllm(files: HeadFiles, config: PEagleConfig, tensors: list[StoredTensor], t
 
 
 def _convert_first(files: HeadFiles, obstacles: list[str], to: str) -> str:
-    command = shlex.join(["python", "-m", "tools.convert", str(files.directory), "NEW", "--to", to])
+    command = shlex.join(["peagle", "convert", str(files.directory), "NEW", "--to", to])
     return f"not as it is ({'; '.join(obstacles)}): {command}"
 
 
@@ -214,6 +220,8 @@ def _vllm_obstacles(files: HeadFiles, config: PEagleConfig, tensors: list[Stored
         yield "it is a training checkpoint"
         return
     names = files.raw.get("architectures") or []
+    if config.correction_rank:
+        yield "it does not read the correction, and drafts worse without"
     if any(tensor.name.startswith("model.") for tensor in tensors):
         yield "tensor names start with 'model.'"
     if any(tensor.bare.startswith("verifier_") for tensor in tensors):

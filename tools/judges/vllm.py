@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from peagle_core.errors import InputError
 
@@ -96,7 +97,7 @@ def last_words(output: str) -> str:
     return (errors or lines or ["it said nothing"])[-1]
 
 
-def _served(answer: dict) -> Served:
+def _served(answer: dict[str, Any]) -> Served:
     steps = [[Step(**step) for step in request] for request in answer["steps"]]
     return Served(answer["outputs"], steps, answer["drafts"], answer["accepted"])
 

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from peagle_core.errors import InputError
 from trainer.config.sections import RegenerateConfig
-from trainer.regenerate.openai_server import AnswerServer, Refused
+from trainer.regenerate.answer import Refused
+from trainer.regenerate.openai_server import AnswerServer
 
 MARK = "QUESTION"
 SHORTEST, LONGEST = 16, 600  # characters of a question worth asking
@@ -38,7 +39,10 @@ def user_prefix(tokenizer: PreTrainedTokenizerBase, system: str | None = None) -
 
 
 def is_worth_asking(text: str) -> bool:
-    """Whether a sampled text can stand as a question: of some length, whole characters, no template around it."""
+    """Return whether a sampled text can stand as a question.
+
+    It has some length, whole characters, no template around it.
+    """
     return SHORTEST <= len(text) <= LONGEST and "\N{REPLACEMENT CHARACTER}" not in text and "<|" not in text
 
 

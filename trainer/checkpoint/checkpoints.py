@@ -73,8 +73,9 @@ def save_checkpoint(directory: Path, state: TrainState, contract: dict[str, Any]
 
 
 def tensor_files(path: Path) -> list[Path]:
-    """Return the safetensors files of a checkpoint. Raises InputError unless all that were written are there in full:
-    without one, a tensor could have a hole.
+    """Return the safetensors files of a checkpoint.
+
+    Raises InputError unless all that were written are there in full: without one, a tensor could have a hole.
     """
     there, written = _sizes(path), _read_record(path).get("files", {})
     for name, size in written.items():

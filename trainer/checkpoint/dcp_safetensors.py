@@ -26,7 +26,10 @@ FILE_BYTES = 2**31
 
 
 def write_tensors(directory: Path, tensors: dict[str, Tensor], file_bytes: int = FILE_BYTES) -> None:
-    """tensors: DTensors, or what is the same in every process. Raises InputError in every process when one fails."""
+    """Write tensors, each process what it holds.
+
+    tensors: DTensors, or what is the same in every process. Raises InputError in every process when one fails.
+    """
     file_of, room = {}, 0
     number = 0
     for name, tensor in tensors.items():
@@ -45,7 +48,7 @@ def read_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def stored_tensors(directory: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Whole shapes and dtypes, by name. Raises InputError for an unreadable file."""
+    """Return whole shapes and dtypes, by name. Raises InputError for an unreadable file."""
     try:
         entries: dict[str, Any] = {**dcp.HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata}
     except (OSError, SafetensorError, KeyError) as error:
@@ -54,7 +57,7 @@ def stored_tensors(directory: Path) -> dict[str, tuple[torch.Size, torch.dtype]]
 
 
 def holds_parts(header: dict[str, str] | None) -> bool:
-    """Whether a file's header says that tensors in it begin elsewhere: more processes than one wrote them."""
+    """Return whether a file's header says that tensors in it begin elsewhere: several processes wrote them."""
     places = json.loads((header or {}).get("DCP_SHARDING_INFO", "{}"))
     return any(any(entry["saved_offsets"]) for entry in places.values())
 

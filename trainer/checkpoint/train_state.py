@@ -16,8 +16,10 @@ from trainer.sampler import RowSampler
 
 @dataclass
 class TrainState:
-    """Everything that changes during training. weights: of the drafter, as they lie over the processes; step: optimizer
-    steps done; tokens: seen since this run of the command began, by all processes.
+    """Everything that changes during training.
+
+    weights: of the drafter, as they lie over the processes; step: optimizer steps done; tokens: seen since this run of
+    the command began, by all processes.
     """
 
     drafter: PEagleDrafter

@@ -17,6 +17,7 @@ FIXED: dict[str, tuple[Any, str]] = {
     "retention_min": (0.0, "every chain is trained whole"),
     "mask_token_id": (None, "it has no mask rows"),
     "hidden_state_design": ("shared", "it has no mask rows"),
+    "correction_rank": (0, "it reads the draft before it anyway"),
     "train_embedding": (False, "SGLang's EAGLE3 takes the target's"),
     "norm_before_residual": (False, "SGLang's EAGLE3 does not read it"),
     "qk_norm": (False, "SGLang's EAGLE3 does not read it"),

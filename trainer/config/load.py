@@ -61,6 +61,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 def _value(text: str) -> Any:
     """Read a value as YAML does, except that 1e-4 is a number (YAML 1.1 wants 1.0e-4)."""
+    if text.startswith("*"):
+        return text  # a pattern of files; YAML would take it for an alias
     value = yaml.safe_load(text)
     if isinstance(value, str):
         try:

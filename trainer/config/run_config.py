@@ -86,6 +86,23 @@ class RunConfig(Section):
             raise ValueError(f"{device!r} is no usable torch device here") from None
         return device
 
+    @field_validator("target")
+    @classmethod
+    def _target_at_home(cls, target: str) -> str:
+        return str(Path(target).expanduser()) if target.startswith("~") else target
+
+    @field_validator("output_dir")
+    @classmethod
+    def _output_at_home(cls, output_dir: Path | None) -> Path | None:
+        return None if output_dir is None else output_dir.expanduser()
+
+    @model_validator(mode="after")
+    def _writes_beside_the_target(self) -> RunConfig:
+        target = Path(self.target)
+        if self.output_dir is not None and target.is_dir() and self.output_dir.resolve() == target.resolve():
+            raise ValueError(f"output_dir {self.output_dir} is the target's own directory; choose another")
+        return self
+
     @model_validator(mode="after")
     def _resolve(self) -> RunConfig:
         if self.output_dir is None:
@@ -142,7 +159,9 @@ class RunConfig(Section):
         return StepOptions(
             mode=self.mode,
             loss=self.loss.kind,
+            tv=self.loss.tv,
             depth_weights=self.loss.depth_weights,
+            chain_weights=self.loss.chain_weights,
             attention=self.attention_backend,
             recompute=self.activation_checkpointing,
             num_segments=self.num_segments or NUM_SEGMENTS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from peagle_core.cod import check_cod
 from peagle_core.config import HIDDEN_STATE_DESIGNS
-from trainer.data.sources import is_dataset
+from trainer.data.source_names import check_kind, expand
 
 
 class Section(BaseModel):
@@ -19,14 +20,21 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """train, heldout: .jsonl or .txt files, Hugging Face datasets (trainer.data.sources), or one prepared directory.
+    """Name the data, and say how it is read.
 
+    train, heldout: files, Hugging Face datasets (trainer.data.sources) or one prepared directory, named as
+    trainer.data.source_names reads them.
+    on_bad_record: refuse the data, or skip such records and count them. chat_template_kwargs: variables of the chat
+    template, wherever it is rendered; date: the day that it is told, None for the day on which the run began.
     max_length: tokens of a document; row_length: tokens of a packed row. Of `prepare`: documents_per_shard, the records
     that one worker turns into one file; workers, None for one per core.
     """
 
     train: tuple[str, ...]
     heldout: tuple[str, ...] = ()
+    on_bad_record: Literal["refuse", "skip"] = "refuse"
+    chat_template_kwargs: dict[str, Any] = {}
+    date: datetime.date | None = None
     max_length: int = Field(default=2048, ge=4)
     row_length: int = Field(default=2048, ge=4)
     documents_per_shard: int = Field(default=4096, ge=1)
@@ -36,21 +44,27 @@ class DataConfig(Section):
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         values = (value,) if isinstance(value, str | Path) else value
-        return (
-            tuple(str(v) if isinstance(v, Path) else v for v in values) if isinstance(values, list | tuple) else value
+        if not isinstance(values, list | tuple):
+            return value
+        # A value that is no name is left for the check of types.
+        return tuple(
+            found for each in values for found in (expand(str(each)) if isinstance(each, str | Path) else (each,))
         )
 
     @field_validator("train", "heldout")
     @classmethod
     def _files_exist(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
         for source in sources:
-            if is_dataset(source):
-                continue
-            if not Path(source).is_file():
-                raise ValueError(f"no such file: {source}")
-            if Path(source).suffix not in (".jsonl", ".txt"):
-                raise ValueError(f"{source} is neither .jsonl nor .txt nor a directory")
+            check_kind(source)
         return sources
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _leaves_messages_alone(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        own = {"messages", "conversation", "tools", "add_generation_prompt", "continue_final_message", "tokenize"}
+        if taken := sorted(own & kwargs.keys()):
+            raise ValueError(f"{', '.join(taken)} cannot be set here")
+        return _json_values(kwargs)
 
     @model_validator(mode="after")
     def _check(self, info: ValidationInfo) -> DataConfig:
@@ -67,9 +81,12 @@ class DrafterConfig(Section):
     mask_token_id None: see `trainer.target.mask_token`. draft_vocab_size: the most frequent generated tokens.
     aux_layer_ids: "state entering layer k" of the target; None is [2, n//2, n-3]. hidden_state_design: P-EAGLE's
     "shared" or one of the paper's rejected ones (`peagle_core.hidden_state_designs`), which are never exported.
-    EAGLE-3 has other defaults and less choice, see `trainer.config.eagle3`.
+    correction_rank: r of `peagle_core.correction`, by which each draft knows the one before it; 0 is none.
+    init: a head whose shape and weights the drafter starts from (`trainer.warm_start`). EAGLE-3 has other defaults and
+    less choice, see `trainer.config.eagle3`.
     """
 
+    init: Path | None = None
     num_hidden_layers: int = Field(default=4, ge=1)
     num_depths: int = 8
     retention: float = 0.8
@@ -85,8 +102,14 @@ class DrafterConfig(Section):
     fc_norm: bool = False
     qk_norm: bool = False
     hidden_state_design: str = "shared"
+    correction_rank: int = Field(default=0, ge=0)
     train_embedding: bool = True
     train_lm_head: bool = True
+
+    @field_validator("init")
+    @classmethod
+    def _at_home(cls, init: Path | None) -> Path | None:
+        return None if init is None else init.expanduser()
 
     @field_validator("hidden_state_design")
     @classmethod
@@ -127,10 +150,16 @@ class OptimConfig(Section):
 
 
 class LossConfig(Section):
-    """depth_weights: one weight per depth 0..K-1; None weighs every charged element alike, for EAGLE-3 0.8^depth."""
+    """What is minimised: KL or cross entropy, a share `tv` of total variation, and how much each element counts.
+
+    depth_weights: one weight per depth 0..K-1; None weighs every charged element alike, for EAGLE-3 0.8^depth.
+    chain_weights: weigh each also by the probability that the drafts before it stand, as the drafter is now.
+    """
 
     kind: Literal["kl", "ce"] = "kl"
+    tv: float = Field(default=0.0, ge=0, le=1)
     depth_weights: tuple[float, ...] | None = None
+    chain_weights: bool = False
 
 
 class StatesConfig(Section):
@@ -150,6 +179,11 @@ class StatesConfig(Section):
     engine: Literal["transformers", "sglang"] = "transformers"
     url: str | None = None
     tokens_per_shard: int = Field(default=32768, ge=1)
+
+    @field_validator("directory")
+    @classmethod
+    def _at_home(cls, directory: Path | None) -> Path | None:
+        return None if directory is None else directory.expanduser()
 
     @field_validator("url")
     @classmethod
@@ -212,14 +246,23 @@ class RegenerateConfig(Section):
     @field_validator("extra_body")
     @classmethod
     def _leaves_ours_alone(cls, body: dict[str, Any]) -> dict[str, Any]:
-        own = {"model", "messages", "prompt", "stream", "n", "max_tokens", "temperature", "top_p", "seed"}
+        own = {"model", "messages", "prompt", "tools", "stream", "n", "max_tokens", "temperature", "top_p", "seed"}
         if taken := sorted(own & body.keys()):
             raise ValueError(f"{', '.join(taken)} cannot be set here")
-        try:
-            json.dumps(body, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"is no JSON ({error})") from None
-        return body
+        if taken := sorted({"chat_template_kwargs", "reasoning_effort", "reasoning"} & body.keys()):
+            raise ValueError(
+                f"{', '.join(taken)} cannot be set here: train must render chats alike, so give it as "
+                "data.chat_template_kwargs, which regenerate sends with every request"
+            )
+        return _json_values(body)
+
+
+def _json_values(values: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(values, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"is no JSON ({error})") from None
+    return values
 
 
 def _http_url(url: str, form: str) -> str:

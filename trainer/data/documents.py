@@ -1,13 +1,14 @@
 """Turn records into documents: token ids and, for each, whether the target generated it.
 
-Forms of a record: {"text"}, {"prompt", "response"}, {"messages"}, {"conversations"} (ShareGPT) or, tokenised,
-{"input_ids", "loss_mask"}. Texts longer than max_length are divided into several documents, answers are cut there.
+Texts longer than max_length are divided into several documents, answers are cut there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from peagle_core.errors import InputError
-from trainer.data.chat import CUT, chat_spans, sharegpt_messages, tokenize_spans
+from trainer.chat.template import ChatOptions
+from trainer.data.record_tokens import RecordTokens
 from trainer.data.sources import Part, Record, count_records, read
 
 # Fewer tokens hold no supervised element: the first one is x_{a+1}, x_{a+2} for some a >= 0.
 MIN_TOKENS = 3
 SECONDS_WITHOUT_A_BAR = 5
+SKIP_HINT = "data.on_bad_record=skip leaves such records out and counts them"
 
 
 @dataclass(frozen=True)
@@ -40,29 +43,126 @@ class Document:
 
     @property
     def is_useful(self) -> bool:
-        """Whether any element can be charged: two generated tokens in a row, after a first token."""
+        """Return whether any element can be charged: two generated tokens in a row, after a first token."""
         return len(self) >= MIN_TOKENS and bool((self.loss_mask[1:-1] & self.loss_mask[2:]).any())
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether nothing in it was generated, so that it can be answered."""
+        return len(self) > 1 and not bool(self.loss_mask.any())
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How records are read.
+
+    skip_bad: leave malformed records out and count them, instead of refusing the data; keep_prompts: keep what has no
+    answer, to be answered in an evaluation.
+    """
+
+    chat: ChatOptions = field(default_factory=ChatOptions)
+    skip_bad: bool = False
+    keep_prompts: bool = False
 
 
 @dataclass
 class ReadReport:
-    """What was left out while reading: documents cut at max_length, and those with nothing to learn from."""
+    """What was left out while reading.
+
+    cut: documents that reached max_length; useless: those with nothing to learn from; reasoning_lost: answers whose
+    reasoning the chat template does not show; unprompted: assistant messages that nothing asked for, which are context
+    only; skipped: malformed records, by reason.
+    """
 
     records: int = 0
     documents: int = 0
     cut: int = 0
     useless: int = 0
+    reasoning_lost: int = 0
+    unprompted: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: dict[str, Any]) -> None:
+        """Add the values of another report (`dataclasses.asdict` of it) to this one's."""
+        for key, value in other.items():
+            if key == "skipped":
+                self.skipped = dict(Counter(self.skipped) + Counter(value))
+            else:
+                setattr(self, key, getattr(self, key) + value)
+
+
+class DocumentReader:
+    """Makes documents of records, each of at most max_length tokens, and counts in `report` what is left out.
+
+    tokenizer: the target's, needed for anything but {"input_ids"}; vocab_size: of the target.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        vocab_size: int,
+        max_length: int,
+        options: ReadOptions | None = None,
+    ) -> None:
+        self.options = options or ReadOptions()
+        self.tokens = RecordTokens(tokenizer, self.options.chat)
+        self.vocab_size, self.max_length = vocab_size, max_length
+        self.report = ReadReport()
+
+    def documents(self, record: Record) -> list[Document]:
+        """Return the useful documents of one record. Raises InputError naming its place, where it is not skipped."""
+        self.report.records += 1
+        try:
+            return self._documents(record)
+        except InputError as error:
+            if not self.options.skip_bad:
+                raise InputError(f"{record.where}: {error}; {SKIP_HINT}") from None
+            reason = re.sub(r"(?<!UTF-)\d+", "N", str(error))
+            self.report.skipped[reason] = self.report.skipped.get(reason, 0) + 1
+            return []
+
+    def _documents(self, record: Record) -> list[Document]:
+        if isinstance(record.content, InputError):
+            raise record.content
+        found, report = self.tokens.read(record.content), self.report
+        documents = [Document(torch.tensor(ids, dtype=torch.int64), torch.tensor(mask, dtype=torch.bool))
+                     for ids, mask in found.documents]  # fmt: skip
+        for document in documents:
+            self._check_ids(document.input_ids)
+        report.reasoning_lost += found.reasoning_lost
+        report.unprompted += found.unprompted
+        report.useless += not documents  # a conversation in which nobody asks
+        kept: list[Document] = []
+        for document in documents:
+            pieces = [document[i : i + self.max_length] for i in range(0, len(document), self.max_length)]
+            report.documents += 1
+            if len(pieces) > 1 and not found.is_text:
+                report.cut += 1
+                pieces = pieces[:1] if not document.is_prompt else []
+            useful = [p for p in pieces if p.is_useful or (self.options.keep_prompts and document.is_prompt)]
+            report.useless += not useful
+            kept += useful
+        return kept
+
+    def _check_ids(self, input_ids: Tensor) -> None:
+        outside = input_ids[(input_ids < 0) | (input_ids >= self.vocab_size)]
+        if len(outside):
+            raise InputError(f"token id {int(outside[0])} is outside the target's vocabulary of {self.vocab_size}")
 
 
 def read_documents(
-    sources: Sequence[str], tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, max_length: int
+    sources: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    vocab_size: int,
+    max_length: int,
+    options: ReadOptions | None = None,
 ) -> tuple[list[Document], ReadReport]:
     """Read all useful documents of the sources (see trainer.data.sources), in order.
 
-    tokenizer: the target's, needed for anything but {"input_ids"}; vocab_size: of the target. Raises InputError naming
-    the place of a malformed record, an id outside the vocabulary, and when nothing at all is supervised.
+    Raises InputError naming the place of a malformed record, an id outside the vocabulary, and when nothing at all is
+    supervised.
     """
-    documents, report = [], ReadReport()
+    reader, documents = DocumentReader(tokenizer, vocab_size, max_length, options), []
     for source in sources:
         records = tqdm(
             read(Part(source)),
@@ -73,88 +173,27 @@ def read_documents(
             dynamic_ncols=True,
         )
         for record in records:
-            documents += useful_documents(record, tokenizer, vocab_size, max_length, report)
+            documents += reader.documents(record)
     if not documents:
-        raise nothing_supervised(sources)
-    return documents, report
+        raise nothing_supervised(sources, reader.report)
+    return documents, reader.report
 
 
-def useful_documents(
-    record: Record, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, max_length: int, report: ReadReport
-) -> list[Document]:
-    """Return the documents of one record, each of at most max_length tokens; count what is left out in `report`."""
-    where, content = record
-    documents: list[Document] = []
-    report.records += 1
-    try:
-        found = list(_parse(content, tokenizer))
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    report.useless += not found  # a conversation in which nobody asks
-    for document, is_text in found:
-        _check_ids(where, document.input_ids, vocab_size)
-        pieces = [document[i : i + max_length] for i in range(0, len(document), max_length)]
-        report.documents += 1
-        if len(pieces) > 1 and not is_text:
-            report.cut += 1
-            pieces = pieces[:1]
-        useful = [piece for piece in pieces if piece.is_useful]
-        report.useless += not useful
-        documents += useful
-    return documents
+def nothing_supervised(sources: Sequence[str], report: ReadReport) -> InputError:
+    """Return the error for data of which nothing is left."""
+    reasons = "".join(f"; {line}" for line in left_out(report))
+    return InputError(
+        f"{', '.join(sources)}: nothing is supervised, no document has two generated tokens in a row{reasons}"
+    )
 
 
-def nothing_supervised(sources: Sequence[str]) -> InputError:
-    return InputError(f"{', '.join(sources)}: nothing is supervised, no document has two generated tokens in a row")
-
-
-def _parse(record: Any, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[tuple[Document, bool]]:
-    """Yield (document, whether it is one running text) of a record."""
-    if not isinstance(record, dict):
-        raise InputError("a JSON object was expected")
-    if "input_ids" in record:
-        yield _pretokenised(record), False
-        return
-    if tokenizer is None:
-        raise InputError("the target has no tokenizer, so only {'input_ids', 'loss_mask'} can be read")
-    if "messages" in record or "conversations" in record:
-        messages = record["messages"] if "messages" in record else sharegpt_messages(record["conversations"])
-        for spans in chat_spans(messages, tokenizer):
-            yield Document(*tokenize_spans(spans, tokenizer, special_tokens=False)), False
-    elif "text" in record:
-        spans = [(_text(record, "text"), True)]
-        yield Document(*tokenize_spans(spans, tokenizer, special_tokens=True)), True
-    elif "prompt" in record and "response" in record:
-        # The target ended its answer: the end token is generated, so it is drafted too. One that was cut has none.
-        end = "" if record.get("finish_reason") == CUT else tokenizer.eos_token or ""
-        answer = _text(record, "response") + end
-        spans = [(_text(record, "prompt"), False), (answer, True)]
-        yield Document(*tokenize_spans(spans, tokenizer, special_tokens=True)), False
-    else:
-        raise InputError(
-            f"has keys {sorted(record)}, expected 'text', 'prompt' and 'response', 'messages', 'conversations', "
-            "or 'input_ids'"
-        )
-
-
-def _text(record: dict[str, Any], key: str) -> str:
-    if not isinstance(record[key], str):
-        raise InputError(f"{key!r} must be a string")
-    return record[key]
-
-
-def _pretokenised(record: dict[str, Any]) -> Document:
-    ids, mask = record["input_ids"], record.get("loss_mask")
-    if not isinstance(ids, list) or any(type(i) is not int for i in ids):
-        raise InputError("'input_ids' must be a list of integers")
-    if not isinstance(mask, list) or any(m not in (0, 1) for m in mask):
-        raise InputError("'loss_mask' must be a list of 0 and 1")
-    if len(ids) != len(mask):
-        raise InputError(f"'input_ids' has {len(ids)} entries and 'loss_mask' {len(mask)}")
-    return Document(torch.tensor(ids, dtype=torch.int64), torch.tensor(mask, dtype=torch.bool))
-
-
-def _check_ids(where: str, input_ids: Tensor, vocab_size: int) -> None:
-    outside = input_ids[(input_ids < 0) | (input_ids >= vocab_size)]
-    if len(outside):
-        raise InputError(f"{where}: token id {int(outside[0])} is outside the target's vocabulary of {vocab_size}")
+def left_out(report: ReadReport) -> list[str]:
+    """Return what a report says beside cut and useless documents, a line each; the most frequent reasons only."""
+    lines = [f"{count} records skipped: {reason}" for reason, count in Counter(report.skipped).most_common(5)]
+    if len(report.skipped) > 5:
+        lines.append(f"{sum(report.skipped.values())} records skipped, for {len(report.skipped)} reasons in all")
+    if report.reasoning_lost:
+        lines.append(f"{report.reasoning_lost} answers without their reasoning, which the chat template does not show")
+    if report.unprompted:
+        lines.append(f"{report.unprompted} assistant messages are context only, for nothing asked for them")
+    return lines

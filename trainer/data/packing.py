@@ -27,7 +27,7 @@ class PackedRow:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each document, in order."""
+        """Return the tokens of each document, in order."""
         return self.doc_ids.unique_consecutive(return_counts=True)[1].tolist()
 
 

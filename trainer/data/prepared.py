@@ -83,15 +83,19 @@ def is_prepared(sources: Sequence[str]) -> bool:
 
 
 def open_prepared(
-    directory: Path, tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, max_length: int
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    vocab_size: int,
+    max_length: int,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> PreparedDocuments:
     """Open all documents, after every checksum was compared.
 
     Raises InputError naming the file that is absent, cut or changed, and ConfigError when the directory was made with
-    another tokenizer, vocabulary or max_length.
+    another tokenizer, vocabulary, max_length or other variables of the chat template.
     """
     index = read_checked_index(directory)
-    now = tokenizer_settings(tokenizer, vocab_size) | {"data.max_length": max_length}
+    now = tokenizer_settings(tokenizer, vocab_size, chat_template_kwargs or {}) | {"data.max_length": max_length}
     refuse_other_settings(directory, {key: index.settings.get(key) for key in now}, now)
     counts = _vocabulary(directory / index.others["vocabulary"]["file"])
     shards = [Shard(directory / entry["file"]) for entry in index.shards]
@@ -105,7 +109,9 @@ def read_checked_index(directory: Path) -> Index:
     return index
 
 
-def tokenizer_settings(tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> dict[str, Any]:
+def tokenizer_settings(
+    tokenizer: PreTrainedTokenizerBase | None, vocab_size: int, chat_template_kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return what decides the meaning of token ids.
 
     Of two tokenizers with the same entries, one can read what the other wrote.
@@ -119,6 +125,7 @@ def tokenizer_settings(tokenizer: PreTrainedTokenizerBase | None, vocab_size: in
         "vocabulary": vocab_size,
         "tokenizer": _digest(words + ends),
         "chat template": _digest(json.dumps(tokenizer.chat_template, sort_keys=True)),
+        "data.chat_template_kwargs": dict(chat_template_kwargs) or None,
     }
 
 

@@ -1,7 +1,8 @@
-"""Read records from .jsonl and .txt files and Hugging Face datasets, as a whole or in parts.
+"""Read records from .jsonl, .json and .txt files and Hugging Face datasets, as a whole or in parts.
 
-A dataset is a directory (`save_to_disk`, or files that `datasets.load_dataset` knows, parquet for one) or hf:NAME, from
-the hub; hf:NAME:SPLIT takes another split than train. A part is what one worker reads without reading the rest.
+A dataset is a file of a table (parquet, for one), a directory (`save_to_disk`, or files that `datasets.load_dataset`
+knows) or hf:NAME, from the hub; hf:NAME:SPLIT takes another split than train, hf:NAME:CONFIGURATION:SPLIT also another
+configuration. A part is what one worker reads without reading the rest.
 """
 
 from __future__ import annotations
@@ -12,13 +13,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from peagle_core.errors import InputError, one_line
+from trainer.data.source_names import ARRAY, HUB, LINES, TEXT, is_hub, table_builder
 
-HUB = "hf:"
-# (place, decoded record)
-Record = tuple[str, Any]
+BOM = b"\xef\xbb\xbf"
+
+
+class Record(NamedTuple):
+    """where: its place; content: decoded, or the error that says why it cannot be."""
+
+    where: str
+    content: Any
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Survey:
 
 
 def is_dataset(source: str) -> bool:
-    return source.startswith(HUB) or Path(source).is_dir()
+    return is_hub(source) or Path(source).is_dir() or table_builder(source) is not None
 
 
 def survey(source: str, records_per_part: int) -> Survey:
@@ -50,8 +57,12 @@ def survey(source: str, records_per_part: int) -> Survey:
         starts = range(0, len(dataset), records_per_part)
         parts = [Part(source, i, min(records_per_part, len(dataset) - i)) for i in starts]
         digest = str(dataset._fingerprint)
-    elif Path(source).suffix == ".txt":
+    elif Path(source).suffix == TEXT:
         parts, digest = [Part(source, 0, 1)], _survey_lines(source, 1)[1]
+    elif (rows := _array(source)) is not None:
+        starts = range(0, len(rows), records_per_part)
+        parts = [Part(source, i, min(records_per_part, len(rows) - i)) for i in starts]
+        digest = _survey_lines(source, 1)[1]
     else:
         parts, digest = _survey_lines(source, records_per_part)
     if not parts:
@@ -63,9 +74,11 @@ def count_records(source: str) -> int | None:
     """Return how many records `read` will give at most, for a progress bar; None where the source cannot be read."""
     if is_dataset(source):
         return len(_dataset(source))
-    if Path(source).suffix == ".txt":
+    if Path(source).suffix == TEXT:
         return 1
     try:
+        if (rows := _array(source)) is not None:
+            return len(rows)
         with Path(source).open("rb") as file:
             return sum(1 for _ in file)
     except OSError:
@@ -73,14 +86,18 @@ def count_records(source: str) -> int | None:
 
 
 def read(part: Part) -> Iterator[Record]:
-    """Yield every record of the part with its place. Raises InputError naming the place of what cannot be decoded."""
+    """Yield every record of the part with its place. Raises InputError for a source that cannot be read."""
     if is_dataset(part.source):
         yield from _read_rows(part)
         return
     path = Path(part.source)
     try:
-        if path.suffix == ".txt":
-            yield str(path), {"text": _decode(path.read_bytes(), str(path))}
+        if path.suffix == TEXT:
+            yield Record(str(path), _text_record(path.read_bytes()))
+        elif (rows := _array(part.source)) is not None:
+            stop = len(rows) if part.count is None else part.first + part.count
+            for number in range(part.first, stop):
+                yield Record(f"{path}, record {number}", rows[number])
         else:
             yield from _read_lines(path, part)
     except OSError as error:
@@ -112,27 +129,42 @@ def _read_lines(path: Path, part: Part) -> Iterator[Record]:
                 return
             if not line.strip():
                 continue
-            where = f"{path}:{part.first + number + 1}"
-            try:
-                record = json.loads(_decode(line, where))
-            except (json.JSONDecodeError, RecursionError) as error:
-                reason = getattr(error, "msg", "nested too deeply")
-                raise InputError(f"{where}: not valid JSON ({reason})") from None
-            yield where, record
+            yield Record(f"{path}:{part.first + number + 1}", _json_record(line))
 
 
-def _decode(data: bytes, where: str) -> str:
+def _json_record(line: bytes) -> Any:
+    """Return what a line of JSON says, or why it says nothing."""
     try:
-        return data.decode("utf-8")
+        return json.loads(_decode(line))
+    except InputError as error:
+        return error
+    except RecursionError:
+        return InputError("not valid JSON (nested too deeply)")
+    except ValueError as error:  # one that is not JSON's own is of a number with thousands of digits
+        return InputError(f"not valid JSON ({getattr(error, 'msg', 'a number is too long')})")
+
+
+def _text_record(data: bytes) -> Any:
+    try:
+        return {"text": _decode(data)}
+    except InputError as error:
+        return error
+
+
+def _decode(data: bytes) -> str:
+    """Decode UTF-8, with or without a byte order mark. Raises InputError."""
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError(f"{where}: not valid UTF-8") from None
+        marked = " (it is UTF-16; save it as UTF-8)" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise InputError(f"not valid UTF-8{marked}") from None
 
 
 def _read_rows(part: Part) -> Iterator[Record]:
     dataset = _dataset(part.source)
     stop = len(dataset) if part.count is None else part.first + part.count
     for number in range(part.first, stop):
-        yield f"{part.source}, row {number}", _without_none(dataset[number])
+        yield Record(f"{part.source}, row {number}", _without_none(dataset[number]))
 
 
 def _without_none(value: Any) -> Any:
@@ -146,13 +178,53 @@ def _without_none(value: Any) -> Any:
 def _dataset(source: str) -> Any:
     import datasets  # seconds, and most runs have no dataset
 
-    name, _, split = source.removeprefix(HUB).partition(":")
-    split = split or "train"
+    name, *more = source.removeprefix(HUB).split(":") if is_hub(source) else [source]
+    split = more[-1] if more else "train"
+    builder = None if is_hub(source) or Path(source).is_dir() else table_builder(source)
     try:
+        if len(more) > 2:
+            raise ValueError(f"it has more than {HUB}NAME:CONFIGURATION:SPLIT")
+        if builder is not None:
+            return datasets.load_dataset(builder, data_files=name, split="train")
         if (Path(name) / "dataset_dict.json").is_file():
             return datasets.load_from_disk(name)[split]
         if (Path(name) / "state.json").is_file():
             return datasets.load_from_disk(name)
-        return datasets.load_dataset(name, split=split)
+        if len(more) == 1 and split in _configurations(name):
+            return datasets.load_dataset(name, split, split="train")
+        return datasets.load_dataset(name, *more[:-1], split=split)
     except Exception as error:  # of the hub, of the network, of file formats: each library raises its own
-        raise InputError(f"{source}: no dataset with a split {split!r} can be loaded ({one_line(error)})") from None
+        if builder is not None:
+            raise InputError(f"{source}: cannot be read ({one_line(error)})") from None
+        raise InputError(
+            f"{source}: no dataset with a split {split!r} can be loaded ({one_line(error)}); "
+            f"{HUB}NAME:CONFIGURATION:SPLIT names one"
+        ) from None
+
+
+def _configurations(name: str) -> list[str]:
+    """Return the configurations of a dataset that has several, else none."""
+    import datasets
+
+    found = datasets.get_dataset_config_names(name)
+    return found if len(found) > 1 else []
+
+
+@lru_cache(maxsize=2)
+def _array(source: str) -> list[Any] | None:
+    """Return the records of a file that is one array, also one called .jsonl; None for other files.
+
+    Raises OSError, InputError.
+    """
+    if Path(source).suffix not in (ARRAY, LINES):
+        return None
+    with Path(source).open("rb") as file:
+        if not file.read(64).removeprefix(BOM).lstrip().startswith(b"["):
+            return None
+    found: Any = _json_record(Path(source).read_bytes())
+    if isinstance(found, InputError):
+        if Path(source).suffix == LINES:  # its first line is odd, or all of it
+            return None
+        raise InputError(f"{source}: {found}")
+    assert isinstance(found, list)
+    return found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from peagle_core.atomic import new_directory
 from peagle_core.checkpoint import load_drafter, save_drafter
 from peagle_core.config_formats import refuse_experiments
+from peagle_core.end_ids import ids_of
 from peagle_core.errors import InputError
 from peagle_core.generate import speculate
 from trainer.checkpoint.checkpoints import load_trained, newest_checkpoint, read_step
@@ -19,7 +21,8 @@ from trainer.config import RunConfig
 from trainer.evaluate import prompts_of
 from trainer.export.model_card import model_card
 from trainer.inputs import load_inputs
-from trainer.train.run_directory import read_record
+from trainer.target.context import room_for_answer
+from trainer.train.run_directory import read_record, write_record
 
 VERIFY_PROMPTS = 2
 
@@ -29,8 +32,9 @@ def run_export(
 ) -> Path:
     """Write the drafter of a training checkpoint (default: the newest) as a head directory. Never overwrites.
 
-    verify: draft for two held-out prompts from the written files before they appear; the output must be the target's
-    own. Raises InputError where anything is missing or wrong; nothing is left behind then.
+    An embedding that was not trained is the target's, and left out: engines share it. verify: draft for two
+    held-out prompts from the written files before they appear; the output must be the target's own.
+    Raises InputError where anything is missing or wrong; nothing is left behind then.
     """
     checkpoint = checkpoint or newest_checkpoint(config.checkpoints)
     if checkpoint is None:
@@ -41,18 +45,15 @@ def run_export(
     drafter = load_trained(checkpoint)
     refuse_experiments(drafter.config)
     step = read_step(checkpoint)
-    data, metrics = read_record(config.output / "data.json"), read_record(config.output / "metrics.json")
-    if metrics is not None and metrics.get("step") != step:
-        print(f"{config.output / 'metrics.json'} is of another step and is left out")
-        metrics = None
+    data, metrics = read_record(config.output / "data.json"), _metrics(config, step)
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with new_directory(destination) as partial:
-            save_drafter(drafter, partial, getattr(torch, config.head_dtype))
+            save_drafter(drafter, partial, getattr(torch, config.head_dtype), config.drafter.train_embedding)
             config.save(partial / "run.yaml")
             for name, record in (("data.json", data), ("metrics.json", metrics)):
                 if record is not None:
-                    shutil.copyfile(config.output / name, partial / name)
+                    write_record(partial / name, record)
             (partial / "README.md").write_text(model_card(config, drafter.config, step, data, metrics))
             if verify:
                 _verify(config, partial)
@@ -60,6 +61,21 @@ def run_export(
         raise InputError(f"{destination}: cannot be written ({error})") from None
     print(f"{checkpoint} -> {destination}")
     return destination
+
+
+def _metrics(config: RunConfig, step: int) -> dict[str, Any] | None:
+    """Return what is known of the weights of this step.
+
+    After training from stored states nothing has been drafted; an evaluation of the same head since then has.
+    """
+    metrics = read_record(config.output / "metrics.json")
+    if metrics is not None and metrics.get("step") != step:
+        print(f"{config.output / 'metrics.json'} is of another step and is left out")
+        return None
+    since = read_record(config.output / "eval.json")
+    if metrics is not None and since is not None and since.get("head") == metrics.get("head"):
+        return {**since, "step": step}
+    return metrics
 
 
 def _verify(config: RunConfig, head: Path) -> None:
@@ -71,15 +87,16 @@ def _verify(config: RunConfig, head: Path) -> None:
     target = inputs.model
     assert target is not None
     drafter = load_drafter(head, torch.float32, target).to(config.device)
-    documents = [*inputs.heldout, *inputs.train]  # held-out ones first
+    documents = [*inputs.to_answer, *inputs.train]  # held-out ones first
     prompts = prompts_of(documents, VERIFY_PROMPTS, config.eval.prompt_tokens)
     if not prompts:
         raise InputError("--verify: no document is longer than its prompt; lower eval.prompt_tokens")
-    num_drafts, length = drafter.config.num_depths or max(config.eval.num_draft_tokens), config.eval.max_new_tokens
+    num_drafts = drafter.config.num_depths or max(config.eval.num_draft_tokens)
     for number, prompt in enumerate(prompts, start=1):
         prompt = prompt.to(config.device)
-        result = speculate(target, drafter, prompt, num_drafts, length, eos_token_id=inputs.eos_token_id)
-        own = greedy(target, prompt, length, inputs.eos_token_id)
+        length = max(2, room_for_answer(target.config, len(prompt), num_drafts, config.eval.max_new_tokens))
+        result = speculate(target, drafter, prompt, num_drafts, length, eos_token_id=inputs.end_ids)
+        own = greedy(target, prompt, length, inputs.end_ids)
         equal = result.output_ids == own
         if not equal and target.dtype == torch.float32:
             raise InputError(f"--verify: prompt {number} has another output with the exported head than without")
@@ -101,11 +118,14 @@ def _until(target: PreTrainedModel, prompt: Tensor, own: list[int], other: list[
 
 
 @torch.no_grad()
-def greedy(target: PreTrainedModel, prompt: Tensor, max_new_tokens: int, eos_token_id: int | None) -> list[int]:
-    """Generate with the target alone, one token at a time. prompt: int64[n]."""
+def greedy(
+    target: PreTrainedModel, prompt: Tensor, max_new_tokens: int, eos_token_id: int | Collection[int] | None
+) -> list[int]:
+    """Generate with the target alone, one token at a time, as `speculate` does. prompt: int64[n]."""
     past, tokens = DynamicCache(config=target.config), prompt
     output: list[int] = []
-    while len(output) < max_new_tokens and (not output or output[-1] != eos_token_id):
+    ends = ids_of(eos_token_id)
+    while len(output) < max_new_tokens and (not output or output[-1] not in ends):
         logits = target(input_ids=tokens[None], past_key_values=past, logits_to_keep=1).logits
         tokens = logits[0, -1:].argmax(-1)
         output.append(int(tokens))

@@ -31,6 +31,9 @@ EAGLE3 = {
 }
 
 
+WITHOUT_CORRECTION = " (which reads no correction: `peagle convert THIS_DIRECTORY NEW --to vllm` first leaves it out)"
+
+
 def model_card(
     config: RunConfig, drafter: PEagleConfig, step: int, data: dict[str, Any] | None, metrics: dict[str, Any] | None
 ) -> str:
@@ -43,6 +46,7 @@ def model_card(
         num_drafts=drafter.num_depths,
         sglang_command=shlex.join(sglang_command(*serving)),
         vllm_command=shlex.join(vllm_command(*serving)),
+        before_vllm=WITHOUT_CORRECTION if drafter.correction_rank else "",
         drafter=_drafter(config, drafter, step),
         data=_data(data),
         results=_results(metrics),
@@ -56,14 +60,22 @@ def _drafter(config: RunConfig, drafter: PEagleConfig, step: int) -> str:
         "draft vocabulary": f"{drafter.draft_vocab_size} of {drafter.vocab_size}",
         "K": drafter.num_depths,
         **({} if drafter.autoregressive else {"mask token id": drafter.mask_token_id}),
+        **({"correction": f"rank {drafter.correction_rank}"} if drafter.correction_rank else {}),
         "target states entering layers": list(drafter.aux_layer_ids or ()),
         "weights": config.head_dtype,
+        **({"started from (`drafter.init`)": config.drafter.init} if config.drafter.init else {}),
         "optimizer steps": step,
         "learning rate, schedule": f"{config.optim.lr:g}, {config.optim.schedule}",
         **({} if drafter.autoregressive else {"retention": config.drafter.retention}),
-        "loss": config.loss.kind,
+        "loss": _loss(config),
     }
     return _table(("", ""), rows.items())
+
+
+def _loss(config: RunConfig) -> str:
+    loss = config.loss
+    mixed = f", {loss.tv:g} of it total variation" if loss.tv else ""
+    return f"{loss.kind}{mixed}{', weighted along the chain' if loss.chain_weights else ''}"
 
 
 def _data(data: dict[str, Any] | None) -> str:

@@ -27,9 +27,9 @@ class StateSource(ABC):
 
     @abstractmethod
     def __call__(self, row: PackedRow) -> Batch:
-        """Return the row with its aux and final states: float32 (as the drafter's master weights are), on the training
-        device.
+        """Return the row with its aux and final states.
 
+        They are float32 (as the drafter's master weights are), on the training device.
         Raises InputError when they are not finite.
         """
 

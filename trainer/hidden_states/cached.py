@@ -13,9 +13,10 @@ from trainer.hidden_states.store import StateStore
 
 
 class CachedStates(StateSource):
-    """Reads a store. head: [V, H_t], on the training device; maker: computes the states of rows with missing documents,
-    if any may be missing.
+    """Reads a store.
 
+    head: [V, H_t], on the training device; maker: computes the states of rows with missing documents, if any may be
+    missing.
     Computed states are used as the store keeps them, rounded to its dtype: the same numbers whether a row was met
     before or not.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from peagle_core.atomic import replace_file
 from peagle_core.errors import InputError
 from peagle_core.target import target_head
 from trainer.config import RunConfig
@@ -23,7 +25,9 @@ from trainer.hidden_states.store import StateStore, read_store, store_to_add_to
 from trainer.hidden_states.target_digest import target_digest
 from trainer.inputs import RunInputs
 from trainer.storage.index import INDEX
+from trainer.target.chat_date import CHAT_DATE, date_setting
 from trainer.target.load import embedding, load_target
+from trainer.target.logits import check_scaled_behind_head
 
 
 def open_states(
@@ -47,20 +51,23 @@ def open_states(
     store, make = open_to_add(config, inputs, aux_layer_ids, directory)
     try:
         check_room(store, (d.input_ids for documents in needed.values() for d in documents))
+        maker = make()
     except InputError:
         store.remove_if_empty()
         raise
-    return CachedStates(store, head, make())
+    return CachedStates(store, head, maker)
 
 
 def open_to_add(
     config: RunConfig, inputs: RunInputs, aux_layer_ids: tuple[int, ...], directory: Path
 ) -> tuple[StateStore, Callable[[], StateSource]]:
-    """Open or begin the store in `directory` for states that this run computes, and return it with what makes their
-    source (states.engine).
+    """Open or begin the store in `directory`, and return it with what makes the source of its states.
+
+    The store is for states that this run computes (states.engine).
     """
     make: Callable[[], StateSource]
     if config.states.engine == "sglang":
+        check_scaled_behind_head(inputs.target)
         server = SGLangStates(
             config.target,
             config.states.url,
@@ -76,7 +83,10 @@ def open_to_add(
     settings = {
         **_meaning(config.target, inputs, aux_layer_ids), "dtype": config.states.dtype, "made by": made_by
     }  # fmt: skip
-    return store_to_add_to(directory, settings, config.states.tokens_per_shard), make
+    store = store_to_add_to(directory, settings, config.states.tokens_per_shard)
+    if config.data.date is not None and not (directory / CHAT_DATE).is_file():
+        replace_file(directory / CHAT_DATE, json.dumps(date_setting(config.data.date)).encode())
+    return store, make
 
 
 def _from_transformers(config: RunConfig, aux_layer_ids: tuple[int, ...]) -> TransformersStates:

@@ -28,7 +28,9 @@ from trainer.hidden_states.choose import check_room, open_to_add
 from trainer.hidden_states.store import StateStore
 from trainer.inputs import load_inputs
 from trainer.new_drafter import drafter_config
+from trainer.target.chat_date import CHAT_DATE, with_date
 from trainer.target.load import embedding
+from trainer.warm_start import adopt_head
 
 # Rows whose states wait for the disk, at most.
 ROWS_WAITING = 16
@@ -43,6 +45,8 @@ def run_extract(config: RunConfig, directory: Path | None = None, yes: bool = Fa
     or nobody agrees to a large size.
     """
     directory = directory or config.states_directory
+    config = adopt_head(config)
+    config = with_date(config, (directory / CHAT_DATE, config.output / "run.yaml"))
     inputs = load_inputs(config, whole=False)
     vocab_size = len(embedding(inputs.target))
     shape = drafter_config(config.drafter, config.target, inputs.target.config, inputs.mask_token_id, vocab_size)
@@ -52,11 +56,11 @@ def run_extract(config: RunConfig, directory: Path | None = None, yes: bool = Fa
     todo = [(rows, i) for rows in every for i, row in enumerate(rows) if _is_missing(store, row)]
     try:
         _agree(directory, check_room(store, _documents(todo)), yes)
+        maker = make() if todo else None
     except InputError:
         store.remove_if_empty()
         raise
-    if todo:
-        maker = make()
+    if maker is not None:
         total, left = sum(len(row) for rows in every for row in rows), sum(len(rows[i]) for rows, i in todo)
         with tqdm(
             total=total, initial=total - left, desc="extract", unit="token", unit_scale=True, dynamic_ncols=True

@@ -21,6 +21,7 @@ from trainer.hidden_states.shards import DocumentStates, StateShard, document_ke
 from trainer.storage.index import INDEX, Contents, Entry, Index, read_index, shard_name, write_index
 from trainer.storage.resumable import lock
 from trainer.storage.settings import refuse_other_settings
+from trainer.target.chat_date import CHAT_DATE
 
 BYTES_PER_DOCUMENT = 16 + 8 + 32  # key, offset, checksum
 # target: its digest; made by: engine and dtype. Who only reads need not agree about the last two.
@@ -98,7 +99,11 @@ class StateStore:
     def remove(self) -> None:
         """Delete the states, and the directory if nothing else is in it."""
         shards = read_index(self.directory, STATES).shards
-        for name in (INDEX, *(entry["file"] for entry in shards)):  # the index first: it never lists what is gone
+        for name in (
+            INDEX,
+            CHAT_DATE,
+            *(entry["file"] for entry in shards),
+        ):  # the index first: it never lists what is gone
             (self.directory / name).unlink(missing_ok=True)
         if not any(self.directory.iterdir()):
             self.directory.rmdir()
@@ -117,7 +122,7 @@ def read_store(directory: Path, meaning: dict[str, Any]) -> StateStore:
     Raises ConfigError when the store's differs, and InputError when there is none or it is damaged.
     """
     if not (directory / INDEX).is_file():
-        raise InputError(f"{directory / INDEX}: there is none, so no states are here; `python -m trainer extract` them")
+        raise InputError(f"{directory / INDEX}: there is none, so no states are here; `peagle extract` them")
     found = read_index(directory, STATES).settings
     refuse_other_settings(directory, {key: found.get(key) for key in MEANING}, meaning)
     return StateStore(directory, found)

@@ -1,5 +1,6 @@
-"""Compute which target hidden states belong to: a digest that no other model shares and that takes
-no second pass over the weights.
+"""Compute which target hidden states belong to, as a digest that no other model shares.
+
+It takes no second pass over the weights.
 """
 
 from __future__ import annotations

@@ -65,8 +65,10 @@ class Replicated(Weights):
 
 
 class Part(nn.Module):
-    """Weights that travel together. Its forward does nothing: going through it backward is what makes FSDP sum the
-    gradients that are there and hand every process its piece. The module inside has no hooks and runs as it is.
+    """Weights that travel together.
+
+    Its forward does nothing: going through it backward is what makes FSDP sum the gradients that are there and hand
+    every process its piece. The module inside has no hooks and runs as it is.
     """
 
     def __init__(self, module: nn.Module) -> None:

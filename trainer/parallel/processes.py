@@ -64,7 +64,7 @@ def process_group() -> Iterator[None]:
     if missing := [name for name in ENVIRONMENT if name not in os.environ]:
         raise ConfigError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {', '.join(missing)} not set; start with "
-            "`torchrun --nproc-per-node N -m trainer ...`, or unset WORLD_SIZE"
+            "`torchrun --nproc-per-node N -m peagle train ...`, or unset WORLD_SIZE"
         )
     backend = "gloo"
     if torch.cuda.is_available():

@@ -14,13 +14,13 @@ from typing import Any
 
 from safetensors.torch import save
 from tqdm import tqdm
-from transformers import AutoConfig
 
 from peagle_core.atomic import finish, partial_of, replace_file
-from peagle_core.errors import InputError, first_line
+from peagle_core.end_ids import read_end_ids
+from peagle_core.errors import InputError
 from trainer.config import RunConfig
 from trainer.config.sections import DataConfig
-from trainer.data.documents import nothing_supervised
+from trainer.data.documents import ReadReport, nothing_supervised
 from trainer.data.prepared import (
     PREPARED,
     VOCABULARY,
@@ -30,14 +30,17 @@ from trainer.data.prepared import (
 )
 from trainer.data.shards import Shard, finished_shard, note_path
 from trainer.data.sources import Part, survey
-from trainer.data.vocabulary import draft_map, usual_sizes
+from trainer.data.vocabulary import Essential, draft_map, essential_ids, usual_sizes
 from trainer.errors import ConfigError
 from trainer.prepare.summary import Totals, draw_histograms, print_summary, summarise
 from trainer.prepare.workers import make_shards
 from trainer.storage.index import INDEX, Index, sha256_of, shard_name, write_index
 from trainer.storage.resumable import SETTINGS, locked, resume_or_begin
 from trainer.storage.settings import refuse_other_settings
-from trainer.target.load import load_tokenizer
+from trainer.target.chat_date import date_setting, with_date
+from trainer.target.context import within_context
+from trainer.target.load import load_config, load_tokenizer
+from trainer.target.reading import read_vocab_size
 
 
 def run_prepare(config: RunConfig, directory: Path | None = None) -> Path:
@@ -49,14 +52,21 @@ def run_prepare(config: RunConfig, directory: Path | None = None) -> Path:
     directory = directory or config.output / "data"
     if is_prepared(config.data.train):
         raise ConfigError(f"data.train: {config.data.train[0]} is prepared already")
-    tokenizer, vocab_size = load_tokenizer(config.target), _vocab_size(config.target)
+    config = within_context(config, load_config(config.target))
+    config = with_date(config, (directory / INDEX, partial_of(directory) / SETTINGS))
+    tokenizer, vocab_size = load_tokenizer(config.target), read_vocab_size(config.target)
+    end_ids = read_end_ids(config.target, tokenizer)
+    essential = essential_ids(end_ids, tokenizer)
     if (config.drafter.draft_vocab_size or 0) > vocab_size:
         raise ConfigError(f"drafter.draft_vocab_size exceeds the target's vocabulary of {vocab_size}")
     surveys = [survey(source, config.data.documents_per_shard) for source in config.data.train]
     settings = {
-        **tokenizer_settings(tokenizer, vocab_size),
+        **tokenizer_settings(tokenizer, vocab_size, config.data.chat_template_kwargs),
         "data.max_length": config.data.max_length,
         "data.documents_per_shard": config.data.documents_per_shard,
+        "data.on_bad_record": config.data.on_bad_record,
+        **date_setting(config.data.date),
+        "end ids": sorted(end_ids),
         "drafter.draft_vocab_size": config.drafter.draft_vocab_size,
         "sources": [f"{Path(s).name} ({found.digest})" for s, found in zip(config.data.train, surveys, strict=True)],
     }
@@ -70,8 +80,8 @@ def run_prepare(config: RunConfig, directory: Path | None = None) -> Path:
             resume_or_begin(partial, settings)
             try:
                 _make(config.target, config.data, vocab_size, partial, parts)
-                draft_vocab_size = config.drafter.draft_vocab_size or vocab_size
-                summary = _complete(config.data.train, vocab_size, draft_vocab_size, partial, settings, len(parts))
+                reduced = config.drafter.draft_vocab_size or vocab_size
+                summary = _complete(config.data.train, vocab_size, reduced, essential, partial, settings, len(parts))
             except InputError:
                 # The data must change before the next attempt, so nothing made of it will be of use.
                 shutil.rmtree(partial)
@@ -110,26 +120,26 @@ def _complete(
     sources: tuple[str, ...],
     vocab_size: int,
     draft_vocab_size: int,
+    essential: Essential,
     partial: Path,
     settings: dict[str, Any],
     num_shards: int,
 ) -> dict[str, Any]:
     """Write counts, summary and, last, the index; remove the notes of single shards. Returns the summary."""
     notes, totals, paths = [], Totals(vocab_size), [partial / shard_name(i) for i in range(num_shards)]
-    read = {"records": 0, "cut": 0, "useless": 0}
+    report = ReadReport()
     for path in paths:
         note = finished_shard(path)
         if note is None:
             raise InputError(f"{path}: was changed while prepare was running")
         totals.add(Shard(path))
-        counts = note.pop("read")
-        read = {key: count + counts[key] for key, count in read.items()}
+        report.add(note.pop("read"))
         notes.append(note)
     if not len(totals.document_lengths):
-        raise nothing_supervised(sources)
-    summary = summarise(totals, read, sorted({*usual_sizes(vocab_size), draft_vocab_size}))
+        raise nothing_supervised(sources, report)
+    summary = summarise(totals, report, sorted({*usual_sizes(vocab_size), draft_vocab_size}), essential)
     counts = {"token_counts": totals.token_counts, "generated_counts": totals.generated_counts}
-    reduced = draft_map(totals.generated_counts, draft_vocab_size) if draft_vocab_size < vocab_size else {}
+    reduced = draft_map(totals.generated_counts, draft_vocab_size, essential) if draft_vocab_size < vocab_size else {}
     replace_file(partial / VOCABULARY, save({**counts, **reduced}))
     replace_file(partial / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     replace_file(partial / "histograms.png", draw_histograms(totals))
@@ -139,10 +149,3 @@ def _complete(
         note_path(path).unlink()
     (partial / SETTINGS).unlink()
     return summary
-
-
-def _vocab_size(target: str) -> int:
-    try:
-        return int(AutoConfig.from_pretrained(target).get_text_config().vocab_size)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"target {target!r} has no configuration that can be loaded ({first_line(error)})") from None

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.data.documents import ReadReport, left_out
 from trainer.data.shards import Shard
-from trainer.data.vocabulary import coverage
+from trainer.data.vocabulary import Essential, coverage
 
 PERCENTILES = (1, 10, 50, 90, 99)
 BAR = 40
@@ -53,17 +54,25 @@ def answer_lengths(mask: Tensor, offsets: Tensor) -> Tensor:
     return torch.bincount(begins.cumsum(0)[mask] - 1)
 
 
-def summarise(totals: Totals, read: dict[str, int], sizes: Iterable[int]) -> dict[str, Any]:
-    """Return the summary as plain values. read: records and what was left out of them."""
+def summarise(totals: Totals, report: ReadReport, sizes: Iterable[int], essential: Essential) -> dict[str, Any]:
+    """Return the summary as plain values.
+
+    report: the records, and what was left out of them; sizes: of draft vocabularies.
+    """
     generated = totals.generated_counts
     return {
-        **read,
+        "records": report.records,
+        "cut": report.cut,
+        "useless": report.useless,
+        "reasoning_lost": report.reasoning_lost,
+        "unprompted": report.unprompted,
+        "skipped": report.skipped,
         "documents": len(totals.document_lengths),
         "tokens": int(totals.token_counts.sum()),
         "generated_tokens": int(generated.sum()),
         "generated_ids": int((generated > 0).sum()),
         "vocabulary": len(generated),
-        "coverage": {str(size): share for size, share in coverage(generated, sizes).items()},
+        "coverage": {str(size): share for size, share in coverage(generated, sizes, essential).items()},
         "document_lengths": _distribution(totals.document_lengths),
         "answer_lengths": _distribution(totals.answer_lengths),
     }
@@ -84,6 +93,9 @@ def print_summary(summary: dict[str, Any]) -> None:
         f"{summary['generated_tokens']} of them generated; {summary['cut']} answers cut at the maximum length, "
         f"{summary['useless']} documents left out (nothing supervised)"
     )
+    report = ReadReport(**{key: summary[key] for key in ("reasoning_lost", "unprompted", "skipped")})
+    for line in left_out(report):
+        print(line)
     for title, key in (("tokens of a document", "document_lengths"), ("tokens of an answer", "answer_lengths")):
         values = summary[key]
         print(f"\n{title}: mean {values['mean']:.0f}, median {values['p50']}, 99% {values['p99']}, max {values['max']}")

@@ -8,22 +8,25 @@ from typing import Any
 import httpx
 
 from peagle_core.errors import one_line
-from trainer.data.chat import CUT
+from trainer.chat.messages import CUT
 
 # Ends of an answer: the model's own, and that of its room. Others ("abort", "content_filter") are no answers.
-FINISHED = ("stop", CUT)
+FINISHED = ("stop", CUT, "tool_calls")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server answered. reasoning: where the server separates it from the text; completion_tokens: None where it
-    does not count them.
+    """What a server answered.
+
+    reasoning: where the server separates it from the text; completion_tokens: None where it does not count them;
+    tool_calls: as the server separates them from the text.
     """
 
     text: str
     finish_reason: str
     reasoning: str | None = None
     completion_tokens: int | None = None
+    tool_calls: tuple[dict[str, Any], ...] = ()
 
 
 class Refused(Exception):
@@ -49,6 +52,7 @@ def read_answer(content: Any) -> Answer:
         message = choice["message"] if "message" in choice else {"content": choice["text"]}
         reasoning = message.get("reasoning_content") or message.get("reasoning") or None
         text = message.get("content") or ""
+        calls = tuple(message.get("tool_calls") or ())
         tokens = (content.get("usage") or {}).get("completion_tokens")
     except (KeyError, IndexError, TypeError, AttributeError):
         raise RetryableError("the answer has no choices with a text and a finish_reason") from None
@@ -58,7 +62,7 @@ def read_answer(content: Any) -> Answer:
         text = text.rstrip("\N{REPLACEMENT CHARACTER}")  # half a character, which the target never wrote
     if not _is_text(text) or not (reasoning is None or _is_text(reasoning)):
         raise RetryableError("the answer's content is no text")
-    return Answer(text, reason, reasoning, tokens if isinstance(tokens, int) else None)
+    return Answer(text, reason, reasoning, tokens if isinstance(tokens, int) else None, calls)
 
 
 def _is_text(value: Any) -> bool:

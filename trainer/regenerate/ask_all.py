@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from tqdm import tqdm
 
 from peagle_core.errors import InputError
+from trainer.chat.reasoning import AnswerForm
 from trainer.config.sections import RegenerateConfig
-from trainer.data.chat import ShownReasoning
 from trainer.regenerate.journal import Journal
 from trainer.regenerate.openai_server import AnswerServer
 from trainer.regenerate.questions import Question, answered, questions
@@ -25,15 +26,17 @@ async def ask_all(
     options: RegenerateConfig,
     server: AnswerServer,
     journal: Journal,
-    reasoning: ShownReasoning | None,
+    reasoning: AnswerForm | None,
+    skip_bad: bool = False,
 ) -> signal.Signals | None:
     """Ask what the journal lacks. Returns the signal that ended it early (only answers under way are lost), else None.
 
-    reasoning: where the target's template shows it; needed for conversations. Raises InputError when the server is gone
+    reasoning: where the target's template shows it; needed for conversations; skip_bad: leave out records that cannot
+    be asked. Raises InputError when the server is gone
     or talks nonsense, OSError when the disk takes no more.
     """
     loop, received = asyncio.get_running_loop(), []
-    work = asyncio.ensure_future(_ask_with_bar(_todo(sources, journal), options, server, journal, reasoning))
+    work = asyncio.ensure_future(_ask_with_bar(_todo(sources, journal, skip_bad), options, server, journal, reasoning))
 
     def stop(number: signal.Signals) -> None:
         received.append(number)
@@ -59,7 +62,7 @@ async def _ask_with_bar(
     options: RegenerateConfig,
     server: AnswerServer,
     journal: Journal,
-    reasoning: ShownReasoning | None,
+    reasoning: AnswerForm | None,
 ) -> None:
     seed = options.seed
     with tqdm(
@@ -84,8 +87,8 @@ async def _ask_with_bar(
             ticker.cancel()
 
 
-def _todo(sources: Sequence[str], journal: Journal) -> Iterator[tuple[int, Question]]:
-    every = enumerate(islice(questions(sources), journal.total))
+def _todo(sources: Sequence[str], journal: Journal, skip_bad: bool) -> Iterator[tuple[int, Question]]:
+    every = enumerate(islice(questions(sources, Counter() if skip_bad else None), journal.total))
     return ((number, question) for number, question in every if number not in journal)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -41,11 +42,13 @@ class Served:
 class AnswerServer:
     """Asks one model of a server.
 
-    completion_tokens: of all answers; trouble: why a request was repeated last, None when all is well again.
+    chat_template_kwargs: sent with every chat; completion_tokens: of all answers; trouble: why a request was repeated
+    last, None when all is well again.
     """
 
-    def __init__(self, config: RegenerateConfig) -> None:
+    def __init__(self, config: RegenerateConfig, chat_template_kwargs: Mapping[str, Any] | None = None) -> None:
         self.config = config
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.model = config.model or ""
         self.completion_tokens = 0
         self.trouble: str | None = None
@@ -100,12 +103,14 @@ class AnswerServer:
         except Refused as error:
             raise InputError(f"{url}: refuses even a question of one word ({error})") from None
 
-    async def chat(self, messages: list[dict[str, Any]], seed: int | None = None) -> Answer:
-        """Return the target's next turn.
+    async def chat(
+        self, messages: list[dict[str, Any]], seed: int | None = None, tools: Sequence[dict[str, Any]] = ()
+    ) -> Answer:
+        """Return the target's next turn, which may call one of the tools.
 
         Raises Refused for this conversation, InputError when there is no point in others.
         """
-        path, body = self._chat(messages)
+        path, body = self._chat(messages, tools)
         return await self._ask(path, body, seed)
 
     async def complete(self, prompt: str, seed: int | None = None) -> Answer:
@@ -113,8 +118,11 @@ class AnswerServer:
         path, body = self._complete(prompt)
         return await self._ask(path, body, seed)
 
-    def _chat(self, messages: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-        return CHAT, {"messages": messages, **self._sampling()}
+    def _chat(self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> tuple[str, dict[str, Any]]:
+        more: dict[str, Any] = {"tools": list(tools)} if tools else {}
+        if self.chat_template_kwargs:
+            more["chat_template_kwargs"] = self.chat_template_kwargs
+        return CHAT, {"messages": messages, **more, **self._sampling()}
 
     def _complete(self, prompt: str) -> tuple[str, dict[str, Any]]:
         return COMPLETE, {"prompt": prompt, **self._sampling()}

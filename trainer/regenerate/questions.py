@@ -7,14 +7,21 @@ assistant turn of the data is replaced; a conversation that ends with a question
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peagle_core.errors import InputError
-from trainer.data.chat import THINKING_ENDS, ShownReasoning, check_text, prompted, sharegpt_messages
-from trainer.data.sources import HUB, Part, read
+from trainer.chat.messages import served_message
+from trainer.chat.reasoning import THINKING_ENDS, AnswerForm
+from trainer.chat.records import is_chat, raw_messages
+from trainer.chat.tokens import check_text
+from trainer.chat.tools import served_tools
+from trainer.data.documents import SKIP_HINT
+from trainer.data.source_names import HUB
+from trainer.data.sources import Part, read
 from trainer.regenerate.answer import Answer, Refused
 from trainer.regenerate.openai_server import AnswerServer
 
@@ -27,48 +34,53 @@ class Question:
 
     origin: where it comes from, as the answer's record says. And one of these: prompt, a text to continue; turns,
     what is said before each answer of a conversation; unasked, the messages of a conversation without a question.
+    tools: what the target may call in a conversation.
     """
 
     origin: dict[str, Any]
     turns: tuple[tuple[Message, ...], ...] = ()
     prompt: str | None = None
     unasked: tuple[Message, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
 
     @property
     def is_chat(self) -> bool:
         return self.prompt is None
 
 
-def questions(sources: Sequence[str]) -> Iterator[Question]:
+def questions(sources: Sequence[str], skipped: Counter[str] | None = None) -> Iterator[Question]:
     """Yield one question for every record, in order.
 
-    Raises InputError naming the place of a record that cannot be asked.
+    skipped: counts the records that cannot be asked, by reason; None: raises InputError naming the place of the first.
     """
     for source in sources:
         name = source if source.startswith(HUB) else Path(source).name
         for where, record in read(Part(source)):
             within = where.removeprefix(source).removeprefix(str(Path(source)))
             try:
+                if isinstance(record, InputError):
+                    raise record
                 yield question(record, name + within)
             except InputError as error:
-                raise InputError(f"{where}: {error}") from None
+                if skipped is None:
+                    raise InputError(f"{where}: {error}; {SKIP_HINT}") from None
+                skipped[str(error)] += 1
 
 
 def question(record: Any, place: str) -> Question:
     """Return what a record asks.
 
-    Raises InputError for tokens, plain text, tool calls, and what is no record of trainer.data.documents.
+    Raises InputError for tokens, plain text, tool calls, and what is no record of trainer.data.record_tokens.
     """
     if not isinstance(record, dict):
         raise InputError("a JSON object was expected")
     origin = {"source": place} | ({"id": record["id"]} if isinstance(record.get("id"), str | int) else {})
     if "input_ids" in record:
         raise InputError("is tokenised; regenerate needs 'messages', 'conversations' or 'prompt'")
-    if "messages" in record or "conversations" in record:
-        messages = record["messages"] if "messages" in record else sharegpt_messages(record["conversations"])
-        if record.get("tools"):
-            raise InputError("has 'tools', which neither regenerate nor train can show the target")
-        found = _conversation(messages, origin)
+    _check_values(*(record.get(key) for key in ("messages", "conversations", "turns", "prompt", "tools")))
+    if is_chat(record):
+        tools = served_tools(record.get("tools")) or []
+        found = _conversation(raw_messages(record), origin, tuple(map(_as_said, tools)))
     elif "text" in record:
         raise InputError("is plain text, which asks nothing; give the part that the target shall continue as 'prompt'")
     elif "prompt" in record:
@@ -77,22 +89,25 @@ def question(record: Any, place: str) -> Question:
         found = Question(origin, prompt=record["prompt"])
     else:
         raise InputError(f"has keys {sorted(record)}, expected 'messages', 'conversations' or 'prompt'")
-    _check_values(found.origin, found.prompt, *found.turns, found.unasked)
+    _check_values(found.origin, found.prompt, *found.turns, found.unasked, found.tools)
     return found
 
 
-def _conversation(messages: Any, origin: dict[str, Any]) -> Question:
-    if not isinstance(messages, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages
-    ):
-        raise InputError("'messages' must be a list of objects with 'role' and 'content'")
-    for number, message in enumerate(messages):
-        if message.get("tool_calls"):
+def _conversation(raw: list[Any], origin: dict[str, Any], tools: tuple[dict[str, Any], ...]) -> Question:
+    messages: list[Message] = []
+    for number, said in enumerate(raw):
+        if said.get("tool_calls") or said.get("function_call"):
             raise InputError(f"message {number} calls tools, which regenerate cannot ask for again")
+        try:
+            messages.append(served_message(said))
+        except InputError as error:
+            raise InputError(f"message {number} {error}") from None
     turns: list[list[Message]] = []
     before = "assistant"
-    kept = prompted(messages)
-    if not any(message["role"] == "user" for message in kept):
+    asked = [message["role"] == "user" for message in messages]
+    first = asked.index(True) if any(asked) else len(messages)
+    kept = [m for i, m in enumerate(messages) if i > first or m["role"] != "assistant"]
+    if not any(asked):
         return Question(origin, unasked=tuple(kept))
     for message in kept:
         if message["role"] != "assistant":
@@ -100,7 +115,12 @@ def _conversation(messages: Any, origin: dict[str, Any]) -> Question:
                 turns.append([])
             turns[-1].append(message)
         before = message["role"]
-    return Question(origin, tuple(map(tuple, turns)))
+    return Question(origin, tuple(map(tuple, turns)), tools=tools)
+
+
+def _as_said(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool in OpenAI's form with what its record says, and nothing else."""
+    return {"type": tool["type"], "function": {k: v for k, v in tool["function"].items() if v is not None}}
 
 
 def _check_values(*values: Any) -> None:
@@ -112,7 +132,7 @@ def _check_values(*values: Any) -> None:
 
 
 async def answered(
-    question: Question, server: AnswerServer, seed: int | None, reasoning: ShownReasoning | None
+    question: Question, server: AnswerServer, seed: int | None, reasoning: AnswerForm | None
 ) -> dict[str, Any]:
     """Ask, and return the record with the answers; 'error' says why the server refused, if it did.
 
@@ -124,6 +144,7 @@ async def answered(
     try:
         if question.prompt is None:
             assert reasoning is not None
+            record |= {"tools": list(question.tools)} if question.tools else {}
             record["messages"] = list(question.unasked)
             await _converse(question, server, seed, reasoning, record["messages"], answers)
         else:
@@ -140,7 +161,7 @@ async def _converse(
     question: Question,
     server: AnswerServer,
     seed: int | None,
-    reasoning: ShownReasoning,
+    reasoning: AnswerForm,
     written: list[Message],
     answers: list[Answer],
 ) -> None:
@@ -149,18 +170,22 @@ async def _converse(
     for turn in question.turns:
         asked += turn
         written += turn
-        answer = await server.chat(asked, seed)
+        answer = await server.chat(asked, seed, question.tools)
         answers.append(answer)
         asked.append(_message(answer, "reasoning_content"))
         written.append(_message(answer, _shown(answer, reasoning)) | {"finish_reason": answer.finish_reason})
+        if answer.tool_calls:  # nobody here can run a tool, so there is nothing to go on with
+            return
 
 
 def _message(answer: Answer, reasoning_key: str) -> Message:
-    message = {"role": "assistant", "content": answer.text}
+    message: Message = {"role": "assistant", "content": answer.text}
+    if answer.tool_calls:
+        message["tool_calls"] = list(answer.tool_calls)
     return message if answer.reasoning is None else {**message, reasoning_key: answer.reasoning}
 
 
-def _shown(answer: Answer, reasoning: ShownReasoning) -> str:
+def _shown(answer: Answer, reasoning: AnswerForm) -> str:
     """Return the key for the answer's reasoning, if it has any. Raises InputError when the template would lose it."""
     if answer.reasoning is not None and reasoning.key is None:
         raise InputError(

@@ -23,8 +23,10 @@ from tqdm import tqdm
 
 from peagle_core.atomic import finish, partial_of, replace_file
 from peagle_core.errors import InputError
+from trainer.chat.messages import CUT
+from trainer.chat.reasoning import answer_form
+from trainer.chat.template import ChatOptions, ChatTemplate
 from trainer.config import RunConfig
-from trainer.data.chat import CUT, shown_reasoning
 from trainer.data.prepared import is_prepared
 from trainer.data.sources import survey
 from trainer.errors import ConfigError
@@ -58,10 +60,12 @@ def run_regenerate(config: RunConfig, path: Path | None = None) -> signal.Signal
     if path.exists():
         _check_finished(path, settings)
         return None
-    total, kinds = _check_data(config.data.train)
-    reasoning = shown_reasoning(load_tokenizer(config.target)) if True in kinds else None
+    skip_bad = config.data.on_bad_record == "skip"
+    total, kinds = _check_data(config.data.train, skip_bad)
+    chat = ChatOptions(config.data.chat_template_kwargs, config.data.date)
+    reasoning = answer_form(ChatTemplate(load_tokenizer(config.target), chat)) if True in kinds else None
     with asyncio.Runner() as runner:
-        server = AnswerServer(config.regenerate)
+        server = AnswerServer(config.regenerate, config.data.chat_template_kwargs)
         try:
             served = runner.run(_meet(server, kinds))
             _introduce(config.target, config.regenerate.url, served)
@@ -69,7 +73,8 @@ def run_regenerate(config: RunConfig, path: Path | None = None) -> signal.Signal
             with locked(partial_of(path), "regenerate"):
                 resume_or_begin(partial_of(path), settings)
                 with closing(Journal(partial_of(path) / JOURNAL, total)) as journal:
-                    if stopped := runner.run(ask_all(config.data.train, config.regenerate, server, journal, reasoning)):
+                    asking = ask_all(config.data.train, config.regenerate, server, journal, reasoning, skip_bad)
+                    if stopped := runner.run(asking):
                         done = f"{len(journal)} of {total} records"
                         print(f"{stopped.name}: stopped after {done}; run it again to continue")
                         return stopped
@@ -95,6 +100,8 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     surveys = [(source, survey(source, sys.maxsize)) for source in config.data.train]
     return {
         "target": config.target,
+        "data.chat_template_kwargs": config.data.chat_template_kwargs or None,
+        "data.on_bad_record": config.data.on_bad_record,
         **{f"regenerate.{key}": getattr(config.regenerate, key) for key in keys},
         "sources": [f"{Path(source).name} ({found.digest})" for source, found in surveys],
     }
@@ -117,16 +124,19 @@ def _check_finished(path: Path, settings: dict[str, Any]) -> None:
     print(f"{path}: regenerated already, its checksum is right")
 
 
-def _check_data(sources: tuple[str, ...]) -> tuple[int, set[bool]]:
+def _check_data(sources: tuple[str, ...], skip_bad: bool) -> tuple[int, set[bool]]:
     """Read every record; return (how many, which kinds there are: True for conversations, False for texts to continue).
 
     What is malformed must show before hours of answers depend on the data being as it is.
     """
-    total, kinds = 0, set()
-    for question in tqdm(questions(sources), desc="read", unit="record", leave=False, dynamic_ncols=True):
+    total, kinds, skipped = 0, set(), Counter[str]()
+    asked = questions(sources, skipped if skip_bad else None)
+    for question in tqdm(asked, desc="read", unit="record", leave=False, dynamic_ncols=True):
         total += 1
         if question.turns or question.prompt is not None:
             kinds.add(question.is_chat)
+    for reason, count in skipped.most_common(5):
+        print(f"{count} records skipped: {reason}")
     if not kinds:
         raise InputError(f"{', '.join(sources)}: nothing to ask, no record has a question")
     return total, kinds

@@ -35,7 +35,7 @@ from trainer.sizing.sizes import (
 GPU_SHARE, CPU_SHARE = 0.85, 0.5
 # What must be left of it for activations, of what a step may take.
 FOR_ACTIVATIONS = 0.25
-COMMAND = "torchrun --nproc-per-node N -m trainer train ..."
+COMMAND = "torchrun --nproc-per-node N -m peagle train ..."
 
 
 @dataclass(frozen=True)

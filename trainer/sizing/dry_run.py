@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -29,6 +30,7 @@ from trainer.sizing.sizes import (
     num_elements,
     target_size,
 )
+from trainer.warm_start import adopt_head
 
 WAYS = ("ddp", "fsdp")
 # Share of the peak that a step is taken to reach.
@@ -55,9 +57,11 @@ GPUS = (
 
 
 def dry_run(config: RunConfig, gpus: int = 1) -> None:
-    """Print the report, for a run on that many GPUs of one machine. Raises InputError, one sentence, where a size does
-    not fit or no config can be had.
+    """Print the report, for a run on that many GPUs of one machine.
+
+    Raises InputError, one sentence, where a size does not fit or no config can be had.
     """
+    config = adopt_head(config)
     target = meta_target(config)
     shape, size = drafter_shape(config, target), target_size(config, target)
     with FakeTensorMode():
@@ -65,9 +69,12 @@ def dry_run(config: RunConfig, gpus: int = 1) -> None:
 
 
 def step_flops(
-    config: RunConfig, text, shape: PEagleConfig, active: float, layers: nn.ModuleList, recompute: bool
+    config: RunConfig, text: Any, shape: PEagleConfig, active: float, layers: nn.ModuleList, recompute: bool
 ) -> tuple[float, float]:
-    """(target, drafter) FLOPs of one optimizer step with every token supervised and documents of max_length."""
+    """Return (target, drafter) FLOPs of one optimizer step.
+
+    Every token is supervised, documents have max_length.
+    """
     slots, rows = config.data.row_length, config.optim.rows_per_step
     elements = num_elements(slots, config.drafter)
     context = config.data.max_length / 2  # of a causal row, on average
@@ -139,4 +146,4 @@ def report(
             print(f"{gpu.name:<10} {gpu.memory:>4} {needs / GIB:>6.0f} {mode:<26} {seconds:>8.2f} "
                   f"{tokens / seconds:>9.0f}{too_much}")  # fmt: skip
     if config.optim.max_steps:
-        print(f"run      {config.optim.max_steps} steps, {config.optim.max_steps * tokens / 1e6:.0f}M tokens")
+        print(f"run      {config.optim.max_steps} steps, {config.optim.max_steps * tokens / 1e6:.3g}M tokens")

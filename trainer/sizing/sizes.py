@@ -31,9 +31,10 @@ BYTES_WHOLE, BYTES_PIECES = 8, 12
 
 @dataclass(frozen=True)
 class TargetSize:
-    """parameters: all; active: those one token meets outside embedding and head; bytes: of the frozen weights; layers:
-    of those, what can be sharded, and layer, the most that is gathered of it at a time.
+    """Hold what a target weighs.
 
+    parameters: all; active: those one token meets outside embedding and head; bytes: of the frozen weights; layers: of
+    those, what can be sharded, and layer, the most that is gathered of it at a time.
     states: bytes of the hidden states of all layers that a forward pass over one row leaves.
     """
 

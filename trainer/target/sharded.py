@@ -61,7 +61,7 @@ def load_sharded(load: Callable[[], PreTrainedModel], device: torch.device) -> P
     target.tie_weights()
     _fill(target, whole, kinds, device)
     target.requires_grad_(False).eval()
-    target.passes = _Passes(target)  # type: ignore[assignment]
+    target.passes = _Passes(target)
     return target
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from peagle_core.drafter import PEagleDrafter
@@ -22,6 +23,7 @@ from trainer.sampler import RowSampler, total_steps
 from trainer.sizing.choose import settle, settle_parallel
 from trainer.target.load import weight_bytes
 from trainer.train.optimizer import make_optimizers, make_schedulers
+from trainer.warm_start import adopt_head, warm_drafter
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,21 @@ class Run:
         return self.state.drafter
 
 
-def open_run(config: RunConfig) -> Run:
+def open_run(config: RunConfig, resumed: Path | None = None) -> Run:
     """Load target and data and make everything else of a run, at step 0. Collective: every process must call it.
+
+    resumed: the checkpoint that will be loaded into it, which then stands for drafter.init.
 
     Raises InputError, one sentence, for anything wrong with target, data, cached hidden states or sizes, and where
     processes would not start alike.
     """
-    config = settle_parallel(config)
+    config = settle_parallel(adopt_head(config, resumed))
     inputs = open_inputs(config)
     rows = pack(inputs.train, config.data.row_length)
-    drafter = new_drafter(config, inputs.target, inputs.mask_token_id, inputs.train)
+    if config.drafter.init is not None:
+        drafter = warm_drafter(config, inputs, resumed)
+    else:
+        drafter = new_drafter(config, inputs.target, inputs.mask_token_id, inputs.train, inputs.essential)
     needed = {"data.train": inputs.train, "held-out": inputs.heldout}
     hidden_states = open_states(config, inputs, drafter.config.aux_layer_ids_for(inputs.num_target_layers), needed)
     config = settle(config, drafter, weight_bytes(hidden_states.target or inputs.target))

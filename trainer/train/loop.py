@@ -72,8 +72,9 @@ def _is_due(every: int | None, state: TrainState) -> bool:
 
 
 def train_step(run: Run) -> tuple[DraftMetrics | None, float]:
-    """Take one optimizer step of all processes. Returns their counts together (None where nothing was charged) and the
-    gradient norm before clipping.
+    """Take one optimizer step of all processes.
+
+    Returns their counts together (None where nothing was charged) and the gradient norm before clipping.
     """
     config, state = run.config, run.state
     first = state.sampler.position

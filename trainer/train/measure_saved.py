@@ -43,11 +43,11 @@ def measure_saved(
     if hidden_states is None:
         aux_layer_ids = drafter.config.aux_layer_ids_for(inputs.num_target_layers)
         hidden_states = open_states(config, inputs, aux_layer_ids, {"held-out": inputs.heldout})
-    prompts = prompts_of(inputs.heldout, config.eval.num_prompts, config.eval.prompt_tokens)
+    prompts = prompts_of(inputs.to_answer, config.eval.num_prompts, config.eval.prompt_tokens)
     if inputs.model is None:
         print(
             "the drafter loop is left out, for states.source=cache holds no target; "
-            "`python -m trainer eval` with states.source=in_process runs it"
+            "`peagle eval` with states.source=in_process runs it"
         )
     result = evaluate(
         config,
@@ -56,7 +56,7 @@ def measure_saved(
         hidden_states,
         pack(inputs.heldout, config.data.row_length),
         [prompt.to(config.device) for prompt in prompts],
-        inputs.eos_token_id,
+        inputs.end_ids,
     )
     hidden_states.flush()
     write_record(report, {"head": str(head), "target": config.target, "step": step, **result.to_dict()})

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from trainer.config.sections import OptimConfig
+from trainer.train.muon import Muon
 
 
 def make_optimizers(drafter: nn.Module, config: OptimConfig) -> list[Optimizer]:
@@ -24,14 +25,14 @@ def make_optimizers(drafter: nn.Module, config: OptimConfig) -> list[Optimizer]:
     for name, parameter in drafter.named_parameters():
         if not parameter.requires_grad:
             continue
-        if name.startswith("lm_head"):
+        if "lm_head" in name:  # the correction's too
             head.append(parameter)
         elif parameter.dim() == 2 and "embed" not in name:
             inner.append(parameter)
         else:
             plain.append(parameter)
     if config.optimizer == "muon":
-        muon = Muon(inner, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+        muon = Muon(inner, lr=config.lr, weight_decay=config.weight_decay)
         return [muon, _adamw(head, plain, config)]
     return [_adamw(inner + head, plain, config)]
 

@@ -22,7 +22,7 @@ class PeriodicEvaluation:
         self.run, self.progress = run, progress
         self.rows = pack(heldout, config.data.row_length)[: config.eval.every_rows]
         count = min(config.eval.every_prompts, config.eval.num_prompts)
-        prompts = prompts_of(heldout, count, config.eval.prompt_tokens)
+        prompts = prompts_of(run.inputs.to_answer, count, config.eval.prompt_tokens)
         self.prompts = [prompt.to(config.device) for prompt in prompts]
 
     def __call__(self, step: int) -> None:
@@ -32,7 +32,7 @@ class PeriodicEvaluation:
             with run.state.weights.whole():
                 result = evaluate(
                     run.config, run.inputs.model, drafter, run.hidden_states, self.rows, self.prompts,
-                    run.inputs.eos_token_id,
+                    run.inputs.end_ids,
                 )  # fmt: skip
         finally:
             drafter.train()

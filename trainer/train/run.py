@@ -18,6 +18,7 @@ from trainer.errors import ConfigError
 from trainer.evaluate import Evaluation
 from trainer.parallel import processes
 from trainer.sizing.choose import settle_parallel
+from trainer.target.chat_date import CHAT_DATE, with_date
 from trainer.train.assemble import Run, open_inputs, open_run
 from trainer.train.loop import train
 from trainer.train.measure_saved import measure_saved, saved_drafter
@@ -34,7 +35,8 @@ def run_train(config: RunConfig, resume: bool = False) -> signal.Signals | None:
     newest = processes.from_main(newest_checkpoint(config.checkpoints))
     if newest and not resume:
         raise ConfigError(f"{newest} exists; add --resume to continue it, or choose another output_dir")
-    run = open_run(config)
+    config = with_date(config, _dates(config))
+    run = open_run(config, newest)
     state = run.state
     processes.check_shared(config.output)
     if newest:
@@ -67,7 +69,13 @@ def run_eval(config: RunConfig, head: Path | None = None) -> Evaluation:
     """Measure a head directory or a checkpoint (default: what the run saved) and write output_dir/eval.json."""
     if processes.size() > 1:
         config = settle_parallel(config)
+    config = with_date(config, _dates(config))
     return measure_saved(config, open_inputs(config), head or saved_drafter(config), config.output / "eval.json")
+
+
+def _dates(config: RunConfig) -> list[Path]:
+    """Return the files that may say the day of this run: its own, then that of the hidden states it reads."""
+    return [config.output / "run.yaml", *([config.states_directory / CHAT_DATE] * (config.states.source == "cache"))]
 
 
 def _write_description(run: Run, asked: RunConfig) -> None:

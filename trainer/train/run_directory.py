@@ -36,7 +36,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 def data_summary(data: DataConfig, inputs: RunInputs, num_rows: int) -> dict[str, Any]:
     """Count what the drafter learns from and is measured on."""
     train = {**_counts(data.train, inputs.train), "rows": num_rows, "row_length": data.row_length}
-    return {"train": train, "heldout": _counts(data.heldout, inputs.heldout)}
+    return {"train": train, "heldout": _counts(data.heldout, inputs.to_answer)}
 
 
 def _counts(sources: Sequence[Any], documents: Sequence[Document]) -> dict[str, Any]:

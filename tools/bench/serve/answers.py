@@ -61,7 +61,10 @@ def _answer(sample: Sample) -> str:
 
 
 def _step(step: ShownStep, k: int, number: int) -> str:
-    """number: 0 for the prefill's token."""
+    """Draw one step as HTML.
+
+    number: 0 for the prefill's token.
+    """
     parts = []
     for i, text in enumerate(step.tokens):
         if not number:

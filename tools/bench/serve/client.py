@@ -50,7 +50,7 @@ class Answer:
 
     @property
     def seconds_per_token(self) -> float | None:
-        """The mean time between tokens after the first; None for an answer of one chunk."""
+        """Return the mean time between tokens after the first; None for an answer of one chunk."""
         later = self.chunks[-1].tokens - self.chunks[0].tokens
         return (self.seconds - self.first_token_seconds) / later if later else None
 

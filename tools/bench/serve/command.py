@@ -13,10 +13,13 @@ from typing import Any
 from peagle_core.errors import InputError, exit_code
 from tools.bench.serve.contenders import EAGLE3, PEAGLE, Launch
 from tools.bench.serve.datasets import Question, read_dataset
+from tools.bench.serve.lengths import read_lengths
 from tools.bench.serve.page import write_page
 from tools.bench.serve.pictures import draw
 from tools.bench.serve.prompts import PromptWriter, prompt_writer
 from tools.bench.serve.results import Results
+from tools.bench.serve.simulated.sizes import SIZES
+from tools.bench.serve.simulated.study import ALONE, prepare_size, size_floors
 from tools.bench.serve.study import Study, run_study
 from tools.bench.serve.table import text_table, write_csv, write_json
 
@@ -43,13 +46,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--one-at-a-time", action="store_true", help="never two servers at once: for a GPU that holds one"
     )
     servers.add_argument("--server-args", default="", metavar="ARGS", help='for SGLang, as one text: "--dtype float32"')
-    servers.add_argument("--simulate-accept-length", type=float, metavar="X",
-                         help="SGLang makes up an acceptance of X tokens a step: times of weights that draft nothing "
-                         'useful; with --server-args "--load-format dummy" no weights are needed')  # fmt: skip
+    servers.add_argument("--simulate-accept-length", metavar="X",
+                         help="SGLang makes up an acceptance of X tokens a step, or of some for each K "
+                         "(3=2.6,5=3.2,7=3.6): times of weights that draft nothing useful")  # fmt: skip
+    servers.add_argument("--simulate-eagle3-accept-length", metavar="X", help="another one for EAGLE3 (the same)")
+    servers.add_argument("--size", metavar="NAME",
+                         help=f"no --target, no heads, no --data: random weights of a size ({', '.join(SIZES)}, or a "
+                         "target's config.json), heads of 4 layers and of 1, random prompts")  # fmt: skip
     servers.add_argument("--url", action="append", default=[], metavar="URL",
                          help="a server that runs already, instead of --target; repeat it to compare some")  # fmt: skip
     asked = parser.add_argument_group("what is asked")
-    asked.add_argument("--data", action="append", required=True, metavar="[NAME=]FILE", help="a data set; repeat it")
+    asked.add_argument("--data", action="append", metavar="[NAME=]FILE", help="a data set; repeat it")
+    asked.add_argument("--prompt-tokens", type=positive, default=128, help="of each prompt with --size (128)")
     asked.add_argument("--limit", type=positive, help="questions of each data set, all categories alike (all)")
     asked.add_argument("--max-turns", type=positive, default=2, help="turns of each conversation (2)")
     asked.add_argument("--concurrency", type=numbers, default=(1,), metavar="N,...", help="conversations at a time (1)")
@@ -66,6 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure, then write results.json, results.csv, the pictures and report.html. Raises InputError."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(exit_code(signal.SIGTERM)))  # by way of what stops the servers
+    if args.size:
+        prepare_size(args)
+    if not args.data:
+        raise InputError("say --data FILE: a data set to ask, or --size NAME for random prompts")
     servers = _servers(args)
     tokenizer = args.tokenizer or (str(args.target) if args.target else _tokenizer_of(args.url[0]))
     writer = prompt_writer(tokenizer, args.raw)
@@ -74,8 +86,9 @@ def run(args: argparse.Namespace) -> None:
     if args.ignore_end:
         sampling["ignore_eos"] = True
     study = Study(
-        servers, questions, writer, sampling, args.concurrency, args.samples, _workload(args, writer, questions)
-    )
+        servers, questions, writer, sampling, args.concurrency, args.samples, _workload(args, writer, questions),
+        alone=ALONE if args.size else None, size=args.size,
+    )  # fmt: skip
     results = measure(study, args.output)
     print(text_table(results))
     print(f"\nwritten: {args.output}/report.html, results.json, results.csv and the pictures")
@@ -126,9 +139,13 @@ def _servers(args: argparse.Namespace) -> Launch | tuple[str, ...]:
     if not heads and args.no_plain:
         raise InputError("--no-plain without --peagle or --eagle3 leaves nothing to measure")
     arguments = (*QUIET, *shlex.split(args.server_args))
-    return Launch(
-        args.target, heads, args.k, arguments, not args.one_at_a_time, not args.no_plain, args.simulate_accept_length
-    )
+    lengths, eagle3 = args.simulate_accept_length, args.simulate_eagle3_accept_length
+    simulated = read_lengths(lengths, {EAGLE3: eagle3} if eagle3 else {}) if lengths else None
+    for algorithm, k in ((algorithm, k) for algorithm in heads for k in args.k):
+        if simulated:
+            simulated.of(algorithm, k)  # refused now, not after the first rounds
+    floors = size_floors(args.size, args.k) if args.size else {}
+    return Launch(args.target, heads, args.k, arguments, not args.one_at_a_time, not args.no_plain, simulated, floors)
 
 
 def _tokenizer_of(url: str) -> str:
@@ -146,4 +163,6 @@ def _workload(args: argparse.Namespace, writer: PromptWriter, questions: dict[st
     end = "exactly" if args.ignore_end else "at most"
     template = "chat template" if writer.templated else "no chat template"
     target = args.target.name if args.target else ", ".join(args.url)
+    if args.size:
+        target = f"random weights of {args.size}'s size"
     return f"{target}: {sets}; {how}, {end} {args.max_new_tokens} tokens an answer, {template}"

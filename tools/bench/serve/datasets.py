@@ -68,11 +68,13 @@ def _records(path: Path) -> Iterable[Any]:
     if path.suffix == ".parquet":
         from datasets import Dataset
 
-        return Dataset.from_parquet(str(path))
+        table: Iterable[Any] = Dataset.from_parquet(str(path))
+        return table
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         text = file.read()
     if text.lstrip().startswith("["):
-        return json.loads(text)
+        records: list[Any] = json.loads(text)
+        return records
     return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 

@@ -14,6 +14,7 @@ from peagle_core.errors import InputError
 from tools.bench.serve.client import Answer, ask
 from tools.bench.serve.contenders import Contender
 from tools.bench.serve.datasets import Question
+from tools.bench.serve.drafter_time import drafting_seconds
 from tools.bench.serve.prompts import PromptWriter
 
 WARM_UP_TOKENS = 16
@@ -40,28 +41,38 @@ class Load:
 
 @dataclass(frozen=True)
 class Measured:
-    """One server's part. answers: for each question its turns; seconds: of the wall, over this server's turns."""
+    """One server's part. answers: for each question its turns; seconds: of the wall, over this server's turns.
+
+    drafting_seconds: of the device, None where the server does not tell.
+    """
 
     contender: Contender
     answers: list[list[Answer]]
     seconds: float
     drafter_passes_per_step: float | None
+    drafting_seconds: float | None = None
 
 
 def take_turns(contenders: Sequence[Contender], load: Load, on_answer: Callable[[], object]) -> list[Measured]:
-    """Every server answers every question, `load.block` of them a turn -> one Measured for each server, in order."""
+    """Let every server answer every question, `load.block` of them a turn; return one Measured each, in order."""
     for contender in contenders:
         _warm_up(contender, load)
     answers: list[list[list[Answer]]] = [[] for _ in contenders]
     seconds = [0.0] * len(contenders)
     before = [_counters(contender) for contender in contenders]
+    drafted = [drafting_seconds(contender.server.http) for contender in contenders]
     for first in range(0, len(load.questions), load.block):
         for i, contender in enumerate(contenders):
             start = perf_counter()
             answers[i] += asyncio.run(_converse(contender, load, load.questions[first : first + load.block], on_answer))
             seconds[i] += perf_counter() - start
     passes = [_passes_per_step(was, _counters(c)) for was, c in zip(before, contenders, strict=True)]
-    return [Measured(*parts) for parts in zip(contenders, answers, seconds, passes, strict=True)]
+    more = [_more(was, drafting_seconds(c.server.http)) for was, c in zip(drafted, contenders, strict=True)]
+    return [Measured(*parts) for parts in zip(contenders, answers, seconds, passes, more, strict=True)]
+
+
+def _more(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else after - before
 
 
 async def _converse(

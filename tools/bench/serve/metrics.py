@@ -32,7 +32,8 @@ class Row:
     accept_per_position[i]: share of steps whose first i+1 drafts stood; drafter_passes_per_step: as PEAGLE counts them;
     outputs_equal: share of requests whose tokens are those of the first run without speculation, None where drafts were
     not verified or answers were sampled;
-    memory_mib: of the server's processes so far, gpu_mib: on the GPUs.
+    memory_mib: of the server's processes so far, gpu_mib: on the GPUs; drafter_ms: a step's drafting on the device, of
+    one request at a time, drafter_floor_ms: what reading its weights takes at the bandwidth of a copy.
     """
 
     round: int
@@ -56,6 +57,8 @@ class Row:
     memory_mib: float | None
     gpu_mib: float | None
     categories: dict[str, CategoryRow]
+    drafter_ms: float | None = None
+    drafter_floor_ms: float | None = None
 
 
 def acceptance(histograms: Sequence[Sequence[int]], k: int) -> tuple[float, list[float]]:
@@ -82,8 +85,22 @@ def flat(measured: Measured) -> list[Answer]:
     return [answer for turns in measured.answers for answer in turns]
 
 
+def drafting_ms(measured: Measured, concurrency: int) -> float | None:
+    """Return the milliseconds that drafting takes in a step.
+
+    None unless requests came one at a time: only then is each request's step a step of the server.
+    """
+    steps = sum(answer.steps for answer in flat(measured))
+    if concurrency > 1 or not steps or measured.drafting_seconds is None:
+        return None
+    return 1000 * measured.drafting_seconds / steps
+
+
 def share_equal(measured: Measured, expected: Sequence[tuple[int, ...]] | None) -> float | None:
-    """expected: the output of each request without speculation, None when nobody measured it."""
+    """Return the share of outputs that equal those without speculation.
+
+    expected: the output of each request without speculation, None when nobody measured it.
+    """
     if expected is None:
         return None
     outputs = [answer.output_ids for answer in flat(measured)]

@@ -15,6 +15,7 @@ from tools.bench.serve.answers import answers_section
 from tools.bench.serve.contenders import NONE, PEAGLE, label
 from tools.bench.serve.metrics import Row
 from tools.bench.serve.results import Results, best
+from tools.bench.serve.table import drafting
 
 CAPTIONS = {
     "speed": ("Speed", "Tokens per second over no speculation, under the same load."),
@@ -24,7 +25,10 @@ CAPTIONS = {
 
 
 def write_page(path: Path, results: Results, pictures: Mapping[str, Path]) -> None:
-    """pictures: .svg files by name, put into the page."""
+    """Write the page of the results.
+
+    pictures: .svg files by name, put into the page.
+    """
     template = Template(files("tools.bench.serve").joinpath("page.html").read_text(encoding="utf-8"))
     simulated = results.simulated
     text = template.substitute(
@@ -57,7 +61,7 @@ def _machine(results: Results) -> list[str]:
 
 
 def _cards(results: Results) -> str:
-    """One card for each concurrency: PEAGLE at its best K, the geometric mean over the data sets."""
+    """Return one card for each concurrency: PEAGLE at its best K, the geometric mean over the data sets."""
     found = best(results.rows)
     cards = []
     for concurrency in sorted({entry["concurrency"] for entry in found}):
@@ -99,6 +103,7 @@ def _table(results: Results) -> str:
         "passes/step",
         "equal",
         "memory GiB",
+        "drafting ms",
     )
     lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
     top = max((row.speed_up or 0 for row in results.rows), default=1) or 1
@@ -107,6 +112,8 @@ def _table(results: Results) -> str:
         lines.append(f'<tr class="load"><td colspan="{len(head)}">{escape(text)}</td></tr>')
         for row in rows:
             lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in _cells(row, top)) + "</tr>")
+    for sentence in results.beside_the_paper:
+        lines.append(f'<tr><td colspan="{len(head)}" style="text-align:left">{escape(sentence)}</td></tr>')
     return "".join(lines)
 
 
@@ -132,6 +139,7 @@ def _cells(row: Row, top: float) -> list[str]:
         _number(row.drafter_passes_per_step, 2),
         equal,
         _number(memory / 1024 if memory else None, 2),
+        drafting(row),
     ]
 
 
@@ -140,7 +148,10 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _categories(results: Results) -> str:
-    """Acceptance length by category, at the lowest concurrency; nothing where every data set is one category."""
+    """Return acceptance length by category, at the lowest concurrency.
+
+    Nothing where every data set is one category.
+    """
     lowest = min(row.concurrency for row in results.rows)
     rows = [row for row in results.rows if row.concurrency == lowest and row.algorithm != NONE]
     if all(len(row.categories) == 1 for row in rows):

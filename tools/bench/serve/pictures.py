@@ -46,7 +46,9 @@ def draw(results: Results, directory: Path) -> dict[str, Path]:
         for name, picture in pictures.items():
             figure = picture(results)
             if results.simulated is not None:
-                figure.suptitle(f"acceptance length simulated: {results.simulated}", color="#b3261e", fontsize=10)
+                said = f"acceptance length simulated: {results.simulated}"
+                weights = f"; random weights of {results.size}'s size" if results.size else ""
+                figure.suptitle(said + weights, color="#b3261e", fontsize=10)
             for suffix in ("png", "svg"):
                 paths[name] = directory / f"{name}.{suffix}"
                 with new_file(paths[name]) as partial:
@@ -97,7 +99,10 @@ def _latest(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def _speed(results: Results) -> Figure:
-    """Bars of the speed-up over no speculation (or of tokens per second without it), a panel for each concurrency."""
+    """Draw bars of the speed-up over no speculation, a panel for each concurrency.
+
+    Without that server: of tokens per second.
+    """
     rows = results.rows
     relative = all(row.speed_up is not None for row in rows)
     colors, datasets = _colors(rows), list(dict.fromkeys(row.dataset for row in rows))
@@ -126,7 +131,7 @@ def _speed(results: Results) -> Figure:
 
 
 def _acceptance(results: Results) -> Figure:
-    """Lines of the share of steps that accept each draft position, a panel for each data set."""
+    """Draw lines of the share of steps that accept each draft position, a panel for each data set."""
     rows = [row for row in results.rows if row.k]
     colors, lowest = _colors(results.rows), min(row.concurrency for row in rows)
     datasets = list(dict.fromkeys(row.dataset for row in rows))
@@ -148,7 +153,7 @@ def _acceptance(results: Results) -> Figure:
 
 
 def _over_concurrency(results: Results) -> Figure:
-    """Lines of tokens per second over concurrency, a panel for each data set."""
+    """Draw lines of tokens per second over concurrency, a panel for each data set."""
     rows, colors = results.rows, _colors(results.rows)
     datasets = list(dict.fromkeys(row.dataset for row in rows))
     ticks = sorted({row.concurrency for row in rows})

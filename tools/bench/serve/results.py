@@ -15,21 +15,26 @@ import torch
 from tools.bench.serve.contenders import label
 from tools.bench.serve.metrics import Row
 from tools.bench.serve.samples import Sample
+from tools.bench.serve.simulated.paper import beside_the_paper, text_lines
 
 PACKAGES = ("peagle", "sglang", "torch", "transformers")
 
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that the report needs; plain values alone, so that JSON keeps it whole."""
+    """Everything that the report needs; plain values alone, so that JSON keeps it whole.
+
+    simulated: the acceptance lengths that were made up, in words; size: the name of a model without weights.
+    """
 
     workload: str
-    simulated: float | None
+    simulated: str | None
     machine: dict[str, Any]
     versions: dict[str, str]
     servers: list[dict[str, Any]]
     rows: list[Row]
     samples: list[Sample]
+    size: str | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -45,12 +50,17 @@ class Results:
             found.setdefault((row.dataset, row.concurrency), []).append(row)
         return found
 
+    @property
+    def beside_the_paper(self) -> list[str]:
+        """Return the ratios of a model without weights as the paper counts them, a sentence each."""
+        return text_lines(beside_the_paper(self.rows, self.size)) if self.size else []
+
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "best": best(self.rows)}
+        return {**asdict(self), "best": best(self.rows), "beside_the_paper": self.beside_the_paper}
 
 
 def best(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For every data set and concurrency: the K at which each algorithm is fastest over no speculation.
+    """Find for every data set and concurrency the K at which each algorithm is fastest over no speculation.
 
     Where no speculation was not measured, by tokens per second.
     """

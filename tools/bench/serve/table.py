@@ -37,11 +37,11 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 def text_table(results: Results) -> str:
     """Return one line for each server, a block for each load; then how the algorithms compare."""
-    head = ("", "tok/s", "speed-up", "TTFT ms", "ITL ms", "accept length", "passes/step", "equal", "MiB")
+    head = ("", "tok/s", "speed-up", "TTFT ms", "ITL ms", "accept length", "passes/step", "equal", "MiB", "draft ms")
     lines: list[str] = []
     for (dataset, concurrency), rows in results.by_load.items():
         lines += ["", _line((f"{dataset}, {concurrency} at a time", *head[1:])), *map(_cells, rows)]
-    return "\n".join([*lines, "", *best_sentences(results.rows)])
+    return "\n".join([*lines, "", *best_sentences(results.rows), *results.beside_the_paper])
 
 
 def _cells(row: Row) -> str:
@@ -58,12 +58,21 @@ def _cells(row: Row) -> str:
             f"{row.drafter_passes_per_step or 0:.2f}" if counted else "not counted",
             "-" if row.outputs_equal is None else f"{row.outputs_equal:.0%}",
             "-" if memory is None else f"{memory:.0f}",
+            drafting(row),
         )
     )
 
 
+def drafting(row: Row) -> str:
+    """Say how long a step's drafting takes beside its floor."""
+    floor = row.drafter_floor_ms
+    if row.drafter_ms is None:
+        return "-" if floor is None else f"floor {floor:.3f}"
+    return f"{row.drafter_ms:.3f}" + (f" ({row.drafter_ms / floor:.2f}x floor)" if floor else "")
+
+
 def _line(cells: Sequence[str]) -> str:
-    widths = (10, 9, 8, 8, 14, 12, 6, 7)
+    widths = (10, 9, 8, 8, 14, 12, 6, 7, 20)
     return f"{cells[0]:34}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths, strict=True))
 
 

@@ -14,6 +14,7 @@ import gc
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from vllm import LLM, SamplingParams, TokensPrompt
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -25,7 +26,7 @@ def record_drafts(into: list[Recorded]) -> None:
     """Wrap the runner's drafting method: it runs as it is, its arguments and result are noted in into[-1]."""
     propose = GPUModelRunner.propose_draft_token_ids
 
-    def propose_and_note(self, scheduler_output, sampled_token_ids, *rest, **named):
+    def propose_and_note(self: Any, scheduler_output: Any, sampled_token_ids: Any, *rest: Any, **named: Any) -> Any:
         drafts = propose(self, scheduler_output, sampled_token_ids, *rest, **named)
         rows = zip(self.input_batch.req_ids, sampled_token_ids.tolist(), drafts.tolist(), strict=True)
         for request, emitted, proposed in rows:
@@ -36,7 +37,7 @@ def record_drafts(into: list[Recorded]) -> None:
     GPUModelRunner.propose_draft_token_ids = propose_and_note
 
 
-def engine(case: dict) -> LLM:
+def engine(case: dict[str, Any]) -> LLM:
     """Start an engine: fp32, eager, a whole batch in one chunk.
 
     vLLM gives the last row of an unfinished chunk a wrong token.
@@ -63,7 +64,7 @@ def engine(case: dict) -> LLM:
     )
 
 
-def run(case: dict, recorded: list[Recorded]) -> dict:
+def run(case: dict[str, Any], recorded: list[Recorded]) -> dict[str, Any]:
     recorded.append({})
     llm = engine(case)
     recorded[-1].clear()  # a warm-up pass is no draft

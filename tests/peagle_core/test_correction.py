@@ -1,0 +1,207 @@
+"""The correction: what it adds while training and while drafting, that it starts at nothing, and what is stored."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from layouts import stream
+from steps import SMALL, assert_same, gradients, step, steps_at_both_precisions
+from test_parity import serving_logits
+from tiny import random_batch, tiny_config, tiny_drafter, tiny_target
+from torch import Tensor
+
+from peagle_core.checkpoint import load_drafter, save_drafter
+from peagle_core.cod import sample_elements
+from peagle_core.config import HIDDEN_STATE_DESIGNS, PEagleConfig
+from peagle_core.config_formats import speculators_config_dict
+from peagle_core.draft_vocabulary import draft_vocab_ids
+from peagle_core.drafter import PEagleDrafter
+from peagle_core.elements import Elements
+from peagle_core.errors import InputError
+from peagle_core.generate import choose_drafts, speculate
+from peagle_core.training import Batch, StepOptions, activation_costs, charged_elements, forward_elements
+
+RANK = 5
+PACKED = ("uAAAAAAAAA", "uuAAAAAAA")
+
+
+def reference_loss(
+    drafter: PEagleDrafter, batch: Batch, elements: Elements, head: Tensor, loss: str
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of all charged elements, one at a time, from the definition of the correction."""
+    drafter.zero_grad(set_to_none=True)
+    charged = charged_elements(elements, batch, head, drafter.d2t)
+    elements, charged = elements[(rows := elements.argsort("anchor"))], charged[rows]
+    hidden = forward_elements(drafter, batch, elements, "dense")
+    w1, w2 = drafter.correction.embed_tokens.weight, drafter.correction.lm_head.weight
+    target_rows = head[draft_vocab_ids(drafter.d2t)]
+    total = torch.zeros((), dtype=torch.float64)
+    for row in charged.nonzero().squeeze(-1).tolist():
+        anchor, depth = int(elements.anchor[row]), int(elements.depth[row])
+        previous = batch.input_ids[anchor + depth + 1]  # the row predicts the token after it
+        log_q = (drafter.lm_head(drafter.norm(hidden[row])) + w2 @ w1[previous]).log_softmax(-1)
+        log_p = (target_rows @ batch.final_hidden[anchor + depth + 1]).log_softmax(-1)
+        total = total + ((log_p.exp() * (log_p - log_q)).sum() if loss == "kl" else -log_q[log_p.argmax()])
+    (total / charged.sum()).backward()
+    return float(total.detach()), gradients(drafter)
+
+
+@pytest.mark.parametrize("loss", ["kl", "ce"])
+@pytest.mark.parametrize("changes", [{}, {"draft_vocab_size": 11}], ids=["whole", "draft vocabulary"])
+@pytest.mark.parametrize("options", [
+    {"mode": "flat"}, {"mode": "flat", "attention": "dense", "recompute": True}, {"mode": "partition"},
+    {"mode": "stream", "chunk_rows": 9},
+], ids=lambda options: "-".join(map(str, options.values())))  # fmt: skip
+def test_training_is_the_definition_in_every_mode(options, changes, loss):
+    config = tiny_config(**SMALL, **changes, correction_rank=RANK)
+    drafter = tiny_drafter(config, scale=1.5)
+    packed = stream(*PACKED)
+    batch, head = random_batch(config, *packed)
+    elements = sample_elements(*packed, 4, 0.8, generator=torch.Generator().manual_seed(0))
+    expected = reference_loss(drafter, batch, elements, head, loss)
+    for name, parameter in drafter.correction.named_parameters():
+        assert parameter.grad.abs().max() > 1e-3, name
+    assert_same(step(drafter, batch, elements, target_head=head, loss=loss, **options), expected)
+
+
+@pytest.mark.parametrize("design", HIDDEN_STATE_DESIGNS[1:])
+def test_it_goes_with_every_hidden_state_design(design):
+    config = tiny_config(**SMALL, hidden_state_design=design, correction_rank=RANK)
+    drafter = tiny_drafter(config, scale=1.5).eval()
+    packed = stream(*PACKED)
+    batch, head = random_batch(config, *packed)
+    elements = sample_elements(*packed, 4, 1.0)
+    expected = reference_loss(drafter, batch, elements, head, "kl")
+    for mode in ({"mode": "flat"}, {"mode": "partition", "num_segments": 3}, {"mode": "stream", "chunk_rows": 8}):
+        assert_same(step(drafter, batch, elements, target_head=head, **mode), expected)
+    drafter = tiny_drafter(tiny_config(hidden_state_design=design, correction_rank=RANK)).eval()
+    assert len(speculate(tiny_target(), drafter, torch.arange(9), 4, 12).output_ids) == 12
+
+
+def test_the_loop_corrects_as_training_does():
+    # The loop is fed the text: its row d at anchor a, corrected by the text's own token, is the element (a, d).
+    config = tiny_config(correction_rank=RANK)
+    drafter = tiny_drafter(config, scale=1.5)
+    packed = stream("A" * 14)
+    batch, _ = random_batch(config, *packed)
+    elements = sample_elements(*packed, 4, 1.0)
+    elements = elements[elements.argsort("anchor")]
+    features, head = drafter.loss_factors(
+        forward_elements(drafter, batch, elements), batch.input_ids[elements.position + 1]
+    )
+    loop, compared = serving_logits(drafter, batch, 0, 14, [1] * 13), 0
+    for row, (anchor, depth) in enumerate(zip(elements.anchor.tolist(), elements.depth.tolist(), strict=True)):
+        corrected = drafter.corrected(loop[anchor][depth], batch.input_ids[anchor + depth + 1])
+        torch.testing.assert_close((features @ head.T)[row], corrected, rtol=0, atol=1e-9)
+        compared += depth > 0
+    assert compared > 20
+
+
+def test_every_draft_follows_the_one_before_it():
+    config = tiny_config(draft_vocab_size=20, correction_rank=RANK)
+    drafter = tiny_drafter(config)
+    logits, newest = torch.randn(6, 20, dtype=torch.float64), torch.tensor(7)
+    drafts = choose_drafts(drafter, logits, newest).tolist()
+    w1, w2, ids = (
+        drafter.correction.embed_tokens.weight,
+        drafter.correction.lm_head.weight,
+        draft_vocab_ids(drafter.d2t),
+    )
+    previous = int(newest)
+    for row, draft in zip(logits, drafts, strict=True):
+        assert draft == int(ids[(row + w2 @ w1[previous]).argmax()])
+        previous = draft
+    assert drafts != drafter.target_ids(logits.argmax(-1)).tolist()
+    assert len({int(choose_drafts(drafter, logits, torch.tensor(x))[0]) for x in range(config.vocab_size)}) > 5
+
+
+def test_any_correction_leaves_the_output_alone(tiny_target):
+    prompt = torch.arange(9)
+    plain = tiny_target.generate(prompt[None], do_sample=False, max_new_tokens=20)[0, 9:].tolist()
+    drafter = tiny_drafter(tiny_config(correction_rank=RANK))
+    with torch.no_grad():
+        drafter.correction.lm_head.weight.mul_(100)
+    result = speculate(tiny_target, drafter, prompt, 4, 20)
+    assert result.output_ids == plain
+    without = tiny_drafter()
+    assert result.draft_tokens[0] != speculate(tiny_target, without, prompt, 4, 20).draft_tokens[0]
+
+
+def test_it_starts_at_nothing_and_learns_at_once():
+    torch.manual_seed(0)
+    plain = PEagleDrafter(tiny_config(**SMALL)).double()
+    torch.manual_seed(0)
+    drafter = PEagleDrafter(tiny_config(**SMALL, correction_rank=RANK)).double()
+    theirs = dict(plain.named_parameters())
+    own = {name: p for name, p in drafter.named_parameters() if name not in theirs}
+    assert {n: tuple(p.shape) for n, p in own.items()} == {
+        "correction.embed_tokens.weight": (23, RANK), "correction.lm_head.weight": (23, RANK)}  # fmt: skip
+    assert all(torch.equal(p, dict(drafter.named_parameters())[n]) for n, p in theirs.items())
+    packed = stream(*PACKED)
+    batch, head = random_batch(drafter.config, *packed)
+    elements = sample_elements(*packed, 4, 1.0)
+    expected = step(plain, batch, elements, target_head=head)
+    found = step(drafter, batch, elements, target_head=head)
+    assert_same((found[0], {n: found[1][n] for n in theirs}), expected)
+    assert found[1]["correction.lm_head.weight"].abs().min() > 0
+
+
+@pytest.mark.parametrize("mode", ["flat", "partition", "stream"])
+def test_autocast_stays_near_full_precision(mode):
+    packed = stream("u" + 200 * "A", 150 * "A")
+    grads, low_grads = steps_at_both_precisions(tiny_config(**SMALL, correction_rank=RANK), packed, mode)
+    for name in ("correction.embed_tokens.weight", "correction.lm_head.weight", "lm_head.weight"):
+        assert low_grads[name].dtype == torch.float32
+        assert (low_grads[name] - grads[name]).norm() <= 0.06 * grads[name].norm(), name
+
+
+def test_a_frozen_head_beside_it_stays_without_gradient():
+    config = tiny_config(**SMALL, correction_rank=RANK)
+    drafter = tiny_drafter(config)
+    batch, head = random_batch(config, *stream(*PACKED))
+    elements = sample_elements(*stream(*PACKED), 4, 1.0)
+    expected = step(drafter, batch, elements, target_head=head)
+    drafter.lm_head.requires_grad_(False)
+    found = step(drafter, batch, elements, target_head=head, options=StepOptions(mode="stream", chunk_rows=7))
+    assert drafter.lm_head.weight.grad is None
+    expected[1]["lm_head.weight"] = torch.zeros_like(drafter.lm_head.weight)
+    assert_same(found, expected)
+
+
+def test_it_is_stored_and_read_again(tmp_path):
+    drafter = tiny_drafter(tiny_config(correction_rank=RANK, draft_vocab_size=20), dtype=torch.float32)
+    save_drafter(drafter, tmp_path / "with", torch.float32)
+    assert json.loads((tmp_path / "with/config.json").read_text())["correction_rank"] == RANK
+    again = load_drafter(tmp_path / "with")
+    assert again.config == drafter.config
+    for name, tensor in drafter.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    # A head without it says nothing of it.
+    save_drafter(tiny_drafter(dtype=torch.float32), tmp_path / "without", torch.float32)
+    assert "correction" not in (tmp_path / "without/config.json").read_text()
+    assert not [name for name in load_drafter(tmp_path / "without").state_dict() if "correction" in name]
+
+
+def test_what_a_correction_cannot_be(tmp_path):
+    for wrong in (-1, 2.5, True, "64"):
+        with pytest.raises(InputError, match="correction_rank must be an integer of at least 0"):
+            tiny_config(correction_rank=wrong)
+    with pytest.raises(InputError, match="EAGLE-3 reads the draft before it anyway"):
+        tiny_config(mask_token_id=None, correction_rank=4)
+    with pytest.raises(InputError, match="no place in speculators' format"):
+        speculators_config_dict(tiny_config(correction_rank=4))
+    drafter = tiny_drafter(tiny_config(), dtype=torch.float32)
+    save_drafter(drafter, tmp_path / "head")
+    path = tmp_path / "head/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"correction_rank": RANK}))
+    assert PEagleConfig.from_pretrained(tmp_path / "head").correction_rank == RANK
+    with pytest.raises(InputError, match=r"tensor 'correction\.embed_tokens\.weight' is missing and 1 more"):
+        load_drafter(tmp_path / "head")
+
+
+def test_memory_counts_the_joined_heads():
+    plain, drafter = (tiny_drafter(tiny_config(**SMALL, correction_rank=r), dtype=torch.float32) for r in (0, RANK))
+    more = activation_costs(drafter).loss - activation_costs(plain).loss
+    assert more == 2 * 23 * (8 + RANK) * 4

@@ -1,0 +1,151 @@
+"""Drafts that follow from each other: the reference loop's, in distribution what verification asks for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from chisquare import p_value
+from tiny import tiny_config, tiny_drafter
+
+pytest.importorskip("sglang")
+
+from peagle_core.generate import choose_drafts
+from sglang_backend import drafter_pass, proposals
+from sglang_backend.cpu.torch_kernels import verify_sampling
+from sglang_backend.draft_distributions import DraftDistributions
+from sglang_backend.drafter_pass import DrafterPass
+from sglang_backend.graphs import DraftGraphs
+from sglang_backend.proposals import Chain, propose_greedy, propose_sampled
+
+BS, K, VOCAB = 5, 4, 61
+
+
+@pytest.fixture(autouse=True)
+def torch_draws(monkeypatch) -> None:
+    monkeypatch.setenv("SGLANG_OPT_USE_GUMBEL_SAMPLE", "0")
+
+
+@pytest.fixture
+def drafter():
+    return tiny_drafter(tiny_config(draft_vocab_size=20, correction_rank=6), dtype=torch.float32)
+
+
+def sampling_info(bs: int, top_k: int = 1 << 30) -> SimpleNamespace:
+    return SimpleNamespace(
+        temperatures=torch.full((bs, 1), 0.7), top_ks=torch.full((bs,), top_k), sampling_seed=None,
+        is_all_greedy=top_k == 1,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sampled", [False, True])
+def test_greedy_drafts_are_the_reference_loops(drafter, sampled):
+    to_target = drafter.target_ids(torch.arange(20))
+    logits, newest = torch.randn(BS, K, 20), torch.randint(0, VOCAB, (BS,), dtype=torch.int32)
+    expected = torch.stack([choose_drafts(drafter, rows, token) for rows, token in zip(logits, newest, strict=True)])
+    corrected = drafter.corrected(logits, torch.cat([newest[:, None], expected[:, :-1]], 1))
+    chain = Chain(drafter.correction, newest)
+    if sampled:
+        found = propose_sampled(logits, to_target, sampling_info(BS, top_k=1), torch.arange(BS), chain)
+    else:
+        found = propose_greedy(logits, to_target, chain)
+    assert torch.equal(found.token_ids, expected)
+    torch.testing.assert_close(logits, corrected)  # what is recorded of a pass
+
+
+@torch.no_grad()
+def test_each_distribution_is_that_of_the_corrected_row(drafter):
+    to_target = drafter.target_ids(torch.arange(20))
+    logits, newest = torch.randn(BS, K, 20), torch.randint(0, VOCAB, (BS,))
+    chain = Chain(drafter.correction, newest)
+    found = propose_sampled(logits.clone(), to_target, sampling_info(BS), torch.arange(BS), chain)
+    corrected = drafter.corrected(logits, torch.cat([newest[:, None], found.token_ids[:, :-1]], 1))
+    torch.testing.assert_close(found.probs, (corrected / 0.7).softmax(-1))
+    assert torch.isin(found.token_ids, to_target).all()
+
+
+@torch.no_grad()
+def test_verification_gives_the_targets_distribution():
+    """Two drafts over 3 of 6 tokens, the second far from independent of the first: both tokens are the target's."""
+    bs, vocab = 60_000, 6
+    to_target = torch.tensor([0, 2, 5])
+    first, second = torch.tensor([0.3, 0.2, 0.25, 0.1, 0.05, 0.1]), torch.tensor([0.1, 0.3, 0.2, 0.05, 0.05, 0.3])
+    logits = torch.tensor([[0.5, 1.0, -1.0], [0.2, 0.0, 0.4]]).repeat(bs, 1, 1)
+    table = torch.zeros(vocab, 3)
+    table[to_target] = torch.tensor([[3.0, 0.0, -2.0], [-2.0, 1.0, 1.0], [0.0, -3.0, 2.0]])
+    chain = Chain(lambda previous: table[previous], torch.full((bs,), 1))
+    proposal = propose_sampled(logits, to_target, sampling_info(bs), torch.arange(bs), chain)
+    distributions = DraftDistributions(bs, 2, vocab, "cpu")
+    distributions.write(torch.arange(bs), proposal.probs, to_target)
+    nodes = torch.arange(bs * 3).view(bs, 3)
+    predicts, accept_index = torch.zeros(bs * 3, dtype=torch.int32), torch.full((bs, 3), -1, dtype=torch.int32)
+    stood = torch.zeros(bs, dtype=torch.int32)
+    verify_sampling(
+        predicts=predicts, accept_index=accept_index, accept_token_num=stood,
+        candidates=torch.cat([torch.zeros(bs, 1, dtype=torch.int64), proposal.token_ids], 1), retrive_index=nodes,
+        retrive_next_token=None, retrive_next_sibling=None, uniform_samples=torch.rand(bs, 3),
+        uniform_samples_for_final_sampling=torch.rand(bs),
+        target_probs=torch.stack([first, second, first]).expand(bs, 3, vocab), draft_probs=distributions.probs,
+    )  # fmt: skip
+    tokens = predicts.view(bs, 3).long()
+    assert p_value(tokens[:, 0].bincount(minlength=vocab), first) > 1e-3
+    for token in to_target.tolist():  # the second, whatever the first was
+        after = tokens[(stood >= 1) & (tokens[:, 0] == token), 1]
+        assert len(after) > 1000
+        assert p_value(after.bincount(minlength=vocab), second) > 1e-3
+
+
+def worker(drafter, samples: bool) -> DrafterPass:
+    made = object.__new__(DrafterPass)
+    made.speculative_num_steps = made.relay_width = K
+    made.samples_drafts, made.recorder, made.certain = samples, None, torch.ones(1)
+    made.distributions = DraftDistributions(BS + 1, K, VOCAB + 3, "cpu")
+    made.hot_token_id = drafter.target_ids(torch.arange(20))
+    made.target_worker = SimpleNamespace(model_config=SimpleNamespace(vocab_size=VOCAB + 3))
+    model = SimpleNamespace(correction=drafter.correction, known_ids=lambda ids: ids.clamp(max=VOCAB - 1))
+    made.draft_runner = SimpleNamespace(model=model)
+    return made
+
+
+@torch.no_grad()
+def test_all_ranks_verify_the_first_ranks_draws_with_its_distributions(drafter, monkeypatch):
+    """What follows from a draft must follow from the draft that is verified, on every rank."""
+    theirs = drafter.target_ids(torch.randint(0, 20, (K, BS)))
+    calls = iter(theirs)
+    group = SimpleNamespace(world_size=2, broadcast=lambda drafts, src: drafts.copy_(next(calls)))
+    monkeypatch.setattr(drafter_pass, "get_parallel", lambda: SimpleNamespace(tp_group=group))
+    logits, newest = torch.randn(BS * K, 20), torch.tensor([3, 9, 1, VOCAB + 2, 5])  # one that the head has not
+    draft_input = SimpleNamespace(bonus_tokens=newest)
+    requests, made = torch.randperm(BS) + 1, worker(drafter, samples=True)
+    batch = SimpleNamespace(sampling_info=sampling_info(BS), reqs=[], req_pool_indices=requests)
+    rows = logits.clone().view(BS, K, 20)
+    made._set_drafts(draft_input, logits, batch, torch.arange(BS))
+    assert torch.equal(draft_input.topk_index, theirs.T)
+    previous = torch.cat([newest.clamp(max=VOCAB - 1)[:, None], draft_input.topk_index[:, :-1]], 1)
+    ids = drafter.target_ids(torch.arange(20))
+    expected = (drafter.corrected(rows, previous) / 0.7).softmax(-1)
+    torch.testing.assert_close(made.distributions.probs[requests][..., ids], expected)
+
+
+@torch.no_grad()
+def test_a_graph_finds_the_newest_token_in_the_row_of_the_first_draft(drafter):
+    graphs = object.__new__(DraftGraphs)
+    graphs.num_drafts = 3
+    graphs.model_runner = SimpleNamespace(model=SimpleNamespace(correction=drafter.correction, known_ids=lambda x: x))
+    select = torch.tensor([1, 2, 3, 6, 7, 8])
+    batch = SimpleNamespace(
+        input_ids=torch.arange(100, 112), spec_info=SimpleNamespace(select_index=select), batch_size=2
+    )
+    chain = graphs._chain(batch)
+    assert chain.newest.tolist() == [101, 106] and chain.correction is drafter.correction
+    graphs.model_runner.model.correction = None
+    assert graphs._chain(batch) is None
+
+
+def test_without_a_correction_drafts_are_chosen_at_once(monkeypatch):
+    monkeypatch.setattr(proposals, "_draw_in_turn", None)
+    logits = torch.randn(BS, K, 20)
+    found = propose_sampled(logits, None, sampling_info(BS), torch.arange(BS))
+    torch.testing.assert_close(found.probs, (logits / 0.7).softmax(-1))

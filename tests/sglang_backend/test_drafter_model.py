@@ -1,0 +1,104 @@
+"""The drafter's network on SGLang's layers, alone: which rows its last layer works on."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from byte_models import save_random_head
+from safetensors.torch import load_file
+from transformers import LlamaConfig
+
+pytest.importorskip("sglang")
+
+from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.runtime_context import get_context, get_parallel
+
+ROWS, K, LAYERS = 14, 3, 3
+
+
+def attend(q, k, v, _batch):
+    """Plain causal attention over all rows, 4 query heads and 2 of keys and values."""
+    q, k, v = (x.view(ROWS, -1, 16).transpose(0, 1) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return out.transpose(0, 1).reshape(ROWS, -1)
+
+
+def in_torch(model, rows: list[int]) -> None:
+    """Put torch in place of SGLang's layers, which want a platform and a process group. rows: of each call, in order.
+
+    Only the calls behind attention are noted: o_proj and the MLP of every layer.
+    """
+
+    def linear(weight):
+        return lambda x: (F.linear(x, weight), None)
+
+    def noted(call):
+        return lambda x: rows.append(len(x)) or call(x)
+
+    model.embed_tokens.forward = lambda ids, weight=model.embed_tokens.weight: F.embedding(ids, weight)
+    for module in model.modules():
+        if isinstance(module, RMSNorm):
+            module.forward = module.forward_native
+    for layer in model.layers:
+        attention = layer.self_attn
+        attention.attn.forward = attend
+        attention.qkv_proj.forward = linear(attention.qkv_proj.weight)
+        attention.o_proj.forward = noted(linear(attention.o_proj.weight))
+        layer.mlp.forward = noted(torch.tanh)
+
+
+@pytest.fixture
+def causal_lm(tmp_path, monkeypatch):
+    """A random head with a correction."""
+    from sglang_backend import drafter_model
+
+    save_random_head(tmp_path, num_hidden_layers=LAYERS, correction_rank=4)
+    config = LlamaConfig.from_pretrained(tmp_path)
+    config.name_or_path = str(tmp_path)
+    monkeypatch.setattr(drafter_model, "HeadRope", lambda _: lambda _positions, q, k: (q, k))
+    with (
+        get_context().override_server_args(model_path=str(tmp_path)),
+        get_parallel().override(tp_rank=0, attn_tp_rank=0),
+    ):
+        model = drafter_model.PEagleForCausalLM(config)
+    model.load_weights(load_file(tmp_path / "model.safetensors").items())
+    return model
+
+
+@pytest.fixture
+def model(causal_lm):
+    return causal_lm.model
+
+
+def test_a_correction_is_loaded_and_updated_in_place(causal_lm, tmp_path):
+    """Captured graphs read it where it is; an update may bring it in a bucket of its own."""
+    stored = load_file(tmp_path / "model.safetensors")
+    w1, w2 = causal_lm.correction.embed_tokens.weight, causal_lm.correction.lm_head.weight
+    assert torch.equal(w1, stored["correction.embed_tokens.weight"]) and w1.any()
+    assert not (w1.requires_grad or w2.requires_grad)
+    place, new = w2.data_ptr(), torch.randn_like(w2)
+    causal_lm.load_weights([("correction.lm_head.weight", new)])
+    assert torch.equal(causal_lm.correction.lm_head.weight, new) and w2.data_ptr() == place
+    causal_lm.unknown_ids = True
+    assert causal_lm.known_ids(torch.tensor([3, 10**6])).tolist() == [3, causal_lm.head.mask_token_id]
+
+
+@torch.no_grad()
+def test_the_last_layer_works_on_the_sampled_rows_alone(model):
+    """What it gives is that of all rows; the work behind its attention is that of K rows a request."""
+    torch.manual_seed(0)
+    keep = torch.tensor([3, 4, 5, 9, 10, 11])
+    spec_info = SimpleNamespace(
+        hidden_states=torch.randn(ROWS, 192), source=torch.arange(ROWS), select_index=torch.arange(ROWS)
+    )
+    batch, rows = SimpleNamespace(spec_info=spec_info), []
+    in_torch(model, rows)
+    ids, positions = torch.arange(ROWS), torch.arange(ROWS)
+    everything = model(ids, positions, batch)
+    rows.clear()
+    spec_info.select_index = keep
+    torch.testing.assert_close(model(ids, positions, batch), everything[keep])
+    assert rows == [ROWS] * 2 * (LAYERS - 1) + [len(keep)] * 2

@@ -1,0 +1,1 @@
+"""Times without weights: models of published sizes, prescribed acceptance, drafter passes beside their floor."""
