@@ -26,7 +26,7 @@ class _Packed:
     weight: Tensor
     address: int  # of the weight that it was made from: sharing of embedding and head replaces it
     updates: int
-    lone_row_differs: bool  # its bits alone and among others: on some CPUs oneDNN has a kernel of its own for one row
+    lone_row_differs: bool
 
 
 def note_update(_updater: object, *_args: object, **_kwargs: object) -> None:
@@ -51,10 +51,24 @@ def linear(layer: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _pack(weight: Tensor) -> _Packed:
-    copy = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
-    row = torch.arange(weight.shape[1]).sin().to(weight.dtype)[None]
-    lone_row_differs = not torch.equal(_product(row, copy), _product(row.repeat(2, 1), copy)[:1])
-    return _Packed(copy, weight.data_ptr(), _updates, lone_row_differs)
+    copy = _reorder(weight.detach().contiguous())
+    return _Packed(copy, weight.data_ptr(), _updates, _lone_row_differs(*weight.shape, weight.dtype))
+
+
+def _reorder(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+
+
+@cache
+def _lone_row_differs(outputs: int, inputs: int, dtype: torch.dtype) -> bool:
+    """Try whether one row alone gives other bits than in company: on some CPUs oneDNN has a kernel for one row.
+
+    A matter of the shape, so tried once for each and not again for new weights, whose first forward pass may be a
+    decode step.
+    """
+    weight = torch.arange(outputs * inputs, dtype=torch.float32).sin_().to(dtype).view(outputs, inputs)
+    row, packed = weight[:1].contiguous(), _reorder(weight)
+    return not torch.equal(_product(row, packed), _product(row.repeat(2, 1), packed)[:1])
 
 
 def _product(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
