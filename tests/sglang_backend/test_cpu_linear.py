@@ -10,8 +10,8 @@ from torch import nn
 
 pytest.importorskip("sglang")
 
+from peagle_core.cpu import fast_dtype
 from sglang_backend.cpu import linear
-from sglang_backend.cpu.dtype import fast_dtype
 
 
 def refuse(*_arguments):

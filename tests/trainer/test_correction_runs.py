@@ -71,7 +71,7 @@ def test_without_it_nothing_speaks_of_it(options, tmp_path):
 
 def test_its_embedding_is_no_matrix_and_its_head_none_of_muons(options):
     drafter = open_run(load_config(None, [*options, RANK])).drafter
-    _, adamw = make_optimizers(drafter, load_config(None, options).optim)
+    _, adamw = make_optimizers(drafter, load_config(None, options).optim, torch.float32)
     decayed, plain = ({id(p) for p in group["params"]} for group in adamw.param_groups)
     assert {id(drafter.correction.lm_head.weight), id(drafter.lm_head.weight)} == decayed
     assert {id(drafter.correction.embed_tokens.weight), id(drafter.embed_tokens.weight)} <= plain

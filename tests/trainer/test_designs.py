@@ -73,7 +73,7 @@ def test_depth_embeddings_are_no_matrices(options):
     """Neither Muon nor weight decay takes them: both are for linear maps."""
     config = load_config(None, [*options, "drafter.hidden_state_design=projected_ntp_depth_embedding"])
     drafter = open_run(config).drafter
-    muon, adamw = make_optimizers(drafter, config.optim.model_copy(update={"optimizer": "muon"}))
+    muon, adamw = make_optimizers(drafter, config.optim.model_copy(update={"optimizer": "muon"}), torch.float32)
     design = drafter.hidden_design
     assert any(p is design.projection.weight for p in muon.param_groups[0]["params"])
     (group,) = (g for g in adamw.param_groups if any(p is design.depth_embedding.weight for p in g["params"]))

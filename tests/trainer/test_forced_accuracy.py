@@ -22,6 +22,7 @@ from trainer.inputs import load_inputs
 from trainer.train.run import run_train
 
 DEPTHS = 4
+pytestmark = pytest.mark.slow  # trains for ten seconds
 
 
 @pytest.fixture(scope="module")

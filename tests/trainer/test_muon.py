@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.train.muon import Muon, orthogonalised
+from trainer.train import muon
+from trainer.train.muon import Muon, iteration_dtype, orthogonalised
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
@@ -28,7 +29,7 @@ def test_steps_are_those_of_torch_within_its_bfloat16(shape):
     start = torch.randn(shape, generator=generator)
     ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
     steps = (
-        Muon([ours], lr=0.01, weight_decay=0.1),
+        Muon([ours], torch.float32, lr=0.01, weight_decay=0.1),
         torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
     )
     for _ in range(3):
@@ -41,3 +42,11 @@ def test_steps_are_those_of_torch_within_its_bfloat16(shape):
     assert (ours - theirs).norm() < 0.02 * moved
     assert steps[0].state_dict().keys() == steps[1].state_dict().keys()
     assert torch.equal(*(s.state_dict()["state"][0]["momentum_buffer"] for s in steps))
+
+
+def test_it_iterates_in_bfloat16_where_that_is_asked_for_and_fast(monkeypatch):
+    for has in (True, False):
+        monkeypatch.setattr(muon.torch.cpu, "get_capabilities", lambda has=has: {"avx512_bf16": has})
+        assert iteration_dtype("cpu", "bf16") == (torch.bfloat16 if has else torch.float32)
+        assert iteration_dtype("cpu", "fp32") == torch.float32
+        assert iteration_dtype("cuda", "fp32") == torch.bfloat16

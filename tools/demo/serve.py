@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sglang_backend.cpu.dtype import fast_dtype
+from peagle_core.cpu import fast_dtype
 from tools.bench.serve.command import measure
 from tools.bench.serve.contenders import EAGLE3, PEAGLE, Launch
 from tools.bench.serve.datasets import Question, read_dataset

@@ -22,6 +22,7 @@ from trainer.parallel.drafter_weights import make_weights
 from trainer.sampler import RowSampler, total_steps
 from trainer.sizing.choose import settle, settle_parallel
 from trainer.target.load import weight_bytes
+from trainer.train.muon import iteration_dtype
 from trainer.train.optimizer import make_optimizers, make_schedulers
 from trainer.warm_start import adopt_head, warm_drafter
 
@@ -77,7 +78,7 @@ def open_inputs(config: RunConfig) -> RunInputs:
 
 def _new_state(config: RunConfig, drafter: PEagleDrafter, num_rows: int) -> TrainState:
     weights = make_weights(drafter, config.parallel)
-    optimizers = make_optimizers(drafter, config.optim)
+    optimizers = make_optimizers(drafter, config.optim, iteration_dtype(config.device, config.precision))
     steps = total_steps(num_rows, config.optim.rows_per_step, config.optim.epochs, config.optim.max_steps)
     return TrainState(
         drafter=drafter,

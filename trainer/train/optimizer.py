@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -13,11 +14,12 @@ from trainer.config.sections import OptimConfig
 from trainer.train.muon import Muon
 
 
-def make_optimizers(drafter: nn.Module, config: OptimConfig) -> list[Optimizer]:
+def make_optimizers(drafter: nn.Module, config: OptimConfig, iterate_in: torch.dtype) -> list[Optimizer]:
     """Make AdamW for everything, or Muon for the layers' matrices and fc beside AdamW for the rest.
 
     Weight decay on matrices only: not on norms, embeddings or mask_hidden. Muon's updates are scaled to the size of
-    AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one learning rate serves both.
+    AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one learning rate serves both. iterate_in: of Muon,
+    `trainer.train.muon.iteration_dtype`.
     """
     inner: list[nn.Parameter] = []
     head: list[nn.Parameter] = []
@@ -32,7 +34,7 @@ def make_optimizers(drafter: nn.Module, config: OptimConfig) -> list[Optimizer]:
         else:
             plain.append(parameter)
     if config.optimizer == "muon":
-        muon = Muon(inner, lr=config.lr, weight_decay=config.weight_decay)
+        muon = Muon(inner, iterate_in, lr=config.lr, weight_decay=config.weight_decay)
         return [muon, _adamw(head, plain, config)]
     return [_adamw(inner + head, plain, config)]
 
