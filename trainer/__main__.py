@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peagle_core.command_line import shown_as
+from peagle_core.command_line import CommandParser, shown_as
 from peagle_core.errors import InputError, exit_code, run_command
 
 if TYPE_CHECKING:
@@ -135,9 +135,9 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
     configs = os.path.relpath(Path(__file__).with_name("configs"))
     described = shown_as(__doc__, "python -m trainer", prog).replace("trainer/configs", configs)
-    parser = argparse.ArgumentParser(prog=prog, description=described, formatter_class=plain)
+    parser = CommandParser(prog=prog, description=described, formatter_class=plain)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{prepare,regenerate,extract,train,eval,export}")
-    common = argparse.ArgumentParser(add_help=False)
+    common = CommandParser(add_help=False)
     common.add_argument("--config", type=_path, help="YAML file; without it only the overrides count")
     common.add_argument("overrides", nargs="*", metavar="key=value", help="for example optim.lr=1e-4 (values are YAML)")
 

@@ -16,6 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from peagle_core.command_line import CommandParser
 from peagle_core.errors import run_command
 
 SEEDS = 3
@@ -62,7 +63,7 @@ def _positive(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.ablations", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="configurations to run (all)")

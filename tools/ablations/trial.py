@@ -5,7 +5,6 @@ Called by `tools.ablations`; by hand it repeats a single run. The result appears
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from peagle_core.atomic import replace_file
+from peagle_core.command_line import CommandParser
 from peagle_core.errors import InputError, run_command
 
 
@@ -85,7 +85,7 @@ def run_trial(name: str, base: Path, overrides: list[str], result_file: Path, in
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tools.ablations.trial", description=__doc__)
+    parser = CommandParser(prog="python -m tools.ablations.trial", description=__doc__)
     parser.add_argument("base", type=Path, help="YAML file that all configurations share")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what is changed of it; target, data, seed")
     parser.add_argument("--name", required=True, help="of the configuration")

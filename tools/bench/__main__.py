@@ -6,7 +6,7 @@ import argparse
 import importlib
 import sys
 
-from peagle_core.command_line import shown_as
+from peagle_core.command_line import CommandParser, shown_as
 from peagle_core.errors import run_command
 
 PROG = "python -m tools.bench"
@@ -23,7 +23,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:
     """Return the exit code: see `peagle_core.errors`. prog: how the command was called, for --help."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog=prog, description="Measure; every benchmark has a --help.")
+    parser = CommandParser(prog=prog, description="Measure; every benchmark has a --help.")
     parsers = parser.add_subparsers(dest="command", required=True)
     for name, text in COMMANDS.items():
         if argv[:1] != [name]:  # its module is not needed, and would take seconds to load

@@ -16,7 +16,7 @@ import signal
 import sys
 from pathlib import Path
 
-from peagle_core.command_line import shown_as
+from peagle_core.command_line import CommandParser, shown_as
 from peagle_core.errors import exit_code, run_command
 
 PROG = "python -m tools.convert"
@@ -43,7 +43,7 @@ def _stop(number: int, _frame: object) -> None:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=prog, description=shown_as(__doc__, PROG, prog), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path, metavar="SRC", help="directory of the head to read")

@@ -11,13 +11,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from peagle_core.command_line import CommandParser
 from peagle_core.errors import InputError, run_command
 
 HEADS = Path(__file__).resolve().parents[2] / "heads"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dir", type=Path, default=Path("build/demo"), help="where everything goes (build/demo)")

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from peagle_core.command_line import shown_as
+from peagle_core.command_line import CommandParser, shown_as
 from peagle_core.errors import run_command
 
 PROG = "python -m tools.inspect"
@@ -19,7 +19,7 @@ PROG = "python -m tools.inspect"
 
 def main(arguments: list[str] | None = None, prog: str = PROG) -> int:
     """Return the exit code: 1 when problems are found. prog: how the command was called, for --help."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=prog, description=shown_as(__doc__, PROG, prog), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("head", metavar="HEAD", help="directory of the head, or its name on the Hugging Face hub")

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from peagle_core.atomic import replace_file
+from peagle_core.command_line import CommandParser
 from peagle_core.errors import InputError, run_command
 
 
@@ -64,11 +65,11 @@ def _questions(options: argparse.Namespace) -> Iterable[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.questions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     sources = parser.add_subparsers(dest="source", required=True)
-    common = argparse.ArgumentParser(add_help=False)
+    common = CommandParser(add_help=False)
     common.add_argument("--to", type=Path, required=True, help="the .jsonl file to write")
     common.add_argument("--most", type=int, help="keep so many questions (default: all)")
     common.add_argument("--seed", type=int, default=0, help="of the order and of sampling (default: 0)")

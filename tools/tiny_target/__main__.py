@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from peagle_core.command_line import CommandParser
 from peagle_core.errors import run_command
 from tools.tiny_target.both_heads import build_both_heads, use_half_of_the_cores
 from tools.tiny_target.head import HeadRecipe
@@ -16,7 +17,7 @@ from tools.tiny_target.target import build_target
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.tiny_target", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dir", type=Path, default=Path("build/tiny-target"), help="where (build/tiny-target)")
