@@ -11,6 +11,7 @@ from peagle_core.training.flat import forward_elements
 from peagle_core.training.loss_and_backward import loss_and_backward
 from peagle_core.training.memory import ActivationCosts, activation_costs, stream_bytes
 from peagle_core.training.options import EAGLE3_MODES, MODES, NUM_SEGMENTS, StepOptions
+from peagle_core.training.standing import standing_drafts
 from peagle_core.training.stream import default_chunk_rows
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "default_chunk_rows",
     "forward_elements",
     "loss_and_backward",
+    "standing_drafts",
     "stream_bytes",
 ]

@@ -59,9 +59,14 @@ def loss_and_backward(
     elements, charged = elements[rows], charged[rows]
     denominator = float(charged.sum()) if denominator is None else denominator
     step = Step(drafter, batch, elements, charged, draft_vocab_rows(target_head, drafter.d2t), denominator, options)
-    if drafter.config.autoregressive:
-        eagle3(step)
-    else:
-        PASSES[options.mode](step)
+    run_passes(step)
     on_text = supervised(elements, batch.loss_mask, batch.doc_ids)
     return measure(elements, on_text, charged, step.right[charged], step.loss_sum)
+
+
+def run_passes(step: Step) -> None:
+    """Run the passes over a step's rows, as its options and the kind of head say."""
+    if step.drafter.config.autoregressive:
+        eagle3(step)
+    else:
+        PASSES[step.options.mode](step)

@@ -20,7 +20,7 @@ from peagle_core.checkpoint import load_drafter
 from tools.bench.serve.metrics import acceptance
 from tools.server import ask_all
 from trainer.config import load_config
-from trainer.evaluate import measure_acceptance
+from trainer.evaluation.evaluate import measure_acceptance
 from trainer.train.run import run_train
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from peagle_core.checkpoint import load_drafter
 from trainer.checkpoint.checkpoints import load_trained, newest_checkpoint
 from trainer.config import RunConfig, load_config
 from trainer.data.packing import pack
-from trainer.evaluate import prompts_of, teacher_forced
+from trainer.evaluation.evaluate import prompts_of, teacher_forced
 from trainer.export.export import run_export
 from trainer.train.assemble import open_run
 from trainer.train.optimizer import make_optimizers
@@ -121,7 +121,7 @@ def test_evaluation_drafts_with_it(finished):
     """What a correction drafts is what is counted: an untrained, large one changes the acceptance that is reported."""
     run = open_run(finished)
     prompts = prompts_of(run.inputs.to_answer, 2, finished.eval.prompt_tokens)
-    from trainer.evaluate import evaluate
+    from trainer.evaluation.evaluate import evaluate
 
     def measured() -> tuple[float, float]:
         found = evaluate(finished, run.inputs.target, run.drafter, run.hidden_states,

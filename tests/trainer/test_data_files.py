@@ -22,7 +22,7 @@ from trainer.data.documents import ReadOptions, read_documents
 from trainer.data.record_tokens import RecordTokens
 from trainer.data.sources import Record
 from trainer.errors import ConfigError
-from trainer.evaluate import prompts_of
+from trainer.evaluation.evaluate import prompts_of
 from trainer.inputs import load_inputs
 from trainer.prepare.show import record_pieces
 

@@ -14,9 +14,13 @@ from peagle_core.errors import InputError
 from peagle_core.generate import speculate
 from trainer.checkpoint.checkpoints import newest_checkpoint
 from trainer.config import RunConfig, load_config
+from trainer.data.documents import Document
+from trainer.data.packing import pack
 from trainer.errors import ConfigError
-from trainer.evaluate import prompts_of
+from trainer.evaluation.along_answers import along_answers
+from trainer.evaluation.evaluate import prompts_of
 from trainer.export.export import run_export
+from trainer.hidden_states.from_transformers import TransformersStates
 from trainer.inputs import load_inputs
 from trainer.sizing.dry_run import dry_run
 from trainer.target.load import embedding
@@ -103,6 +107,18 @@ def test_a_run_leaves_a_head_without_mask_measured_autoregressively(finished):
     assert len(metrics["accuracy_per_depth"]) == 3
     run_eval(finished)
     assert json.loads((finished.output / "eval.json").read_text())["acceptance"] == metrics["acceptance"]
+
+
+def test_along_the_targets_own_answer_the_loop_is_the_loop(finished):
+    inputs = load_inputs(finished)
+    drafter = load_drafter(finished.output / "head", torch.float32, inputs.target).eval()
+    (prompt,) = prompts_of(inputs.heldout, 1, finished.eval.prompt_tokens)
+    loop = speculate(inputs.target, drafter, prompt, 3, 24)
+    ids = torch.cat([prompt, torch.tensor(loop.output_ids[:24])])
+    rows = pack([Document(ids, torch.arange(len(ids)) >= len(prompt))], 1000)
+    states = TransformersStates(inputs.target, drafter.config.aux_layer_ids)
+    (found,) = along_answers(finished, drafter, states, rows)
+    assert found.per_prompt == [(len(loop.accept_lengths), min(sum(loop.accept_lengths), 23))]
 
 
 @pytest.mark.parametrize("mode", ["flat", "stream"])

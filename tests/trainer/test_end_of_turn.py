@@ -15,7 +15,7 @@ from peagle_core.errors import InputError
 from peagle_core.generate import Speculation
 from trainer.config import load_config
 from trainer.data.vocabulary import Essential, draft_map, most_frequent
-from trainer.evaluate import lengths_within_turn, prompts_of
+from trainer.evaluation.evaluate import lengths_within_turn, prompts_of
 from trainer.export.export import greedy, run_export
 from trainer.inputs import load_inputs
 from trainer.new_drafter import new_drafter

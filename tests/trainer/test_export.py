@@ -44,6 +44,8 @@ def test_everything_one_hands_on_lies_beside_the_weights(finished, tmp_path, cap
     card = (directory / "README.md").read_text()
     assert f"base_model: {finished.target}" in yaml.safe_dump(yaml.safe_load(card.split("---")[1]), width=1000)
     assert f"| 3 | {metrics['acceptance'][0]['accept_length']:.2f} |" in card
+    along = metrics["acceptance_on_text"][0]
+    assert along["prompts"] == 1 and f"1 held-out answers, whole: K = 3: {along['accept_length']:.2f}" in card
     assert f"| train | 39 | {data['train']['tokens']} |" in card
     assert "--speculative-algorithm PEAGLE" in card
 

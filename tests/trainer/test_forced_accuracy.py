@@ -14,8 +14,9 @@ from peagle_core.elements import Elements, supervised
 from peagle_core.generate import DraftCache, draft_logits
 from trainer.config import load_config
 from trainer.data.documents import Document
-from trainer.data.packing import pack
-from trainer.evaluate import teacher_forced
+from trainer.data.packing import PackedRow, pack
+from trainer.evaluation.along_answers import _answers, _steps_along, along_answers
+from trainer.evaluation.evaluate import measure_acceptance, teacher_forced
 from trainer.export.export import greedy
 from trainer.hidden_states.from_transformers import TransformersStates
 from trainer.inputs import load_inputs
@@ -94,3 +95,38 @@ def test_accuracies_are_the_loops_to_the_last_element(trained, mode, packed, tex
     assert found.total.tolist() == asked.tolist()
     assert found.accuracy == (right / asked).tolist()
     assert asked[-1] / 4 < right[-1] < asked[-1] < asked[0]
+
+
+@pytest.mark.parametrize("mode", ["flat", "stream"])
+def test_along_the_targets_own_answers_the_loop_is_the_loop(trained, mode):
+    """Step by step: as many steps and as many tokens in each answer as with a target that verifies."""
+    config, states, documents, drafter = trained
+    numbers = config.eval.model_copy(update={"num_draft_tokens": (1, 3)})
+    config = config.model_copy(update={"mode": mode, "eval": numbers})
+    own = documents["own"]
+    for rows in (pack(own, 1000), [pack([document], 1000)[0] for document in own]):
+        for found in along_answers(config, drafter, states, rows):
+            expected = []
+            for document in own:
+                prompt = document.input_ids[: int(document.loss_mask.long().argmax())]
+                length = len(document) - len(prompt)
+                loop = measure_acceptance(states.target, drafter, [prompt], found.num_draft_tokens, length)
+                ((steps, tokens),) = loop.per_prompt
+                expected.append((steps, min(tokens, length - 1)))  # the loop counts what it accepts behind the limit
+            assert sorted(found.per_prompt) == sorted(expected)
+            assert found.new_tokens == sum(int(document.loss_mask.sum()) for document in own)
+            assert 1.2 < found.accept_length < found.num_draft_tokens + 1
+
+
+def test_where_answers_begin_and_end():
+    mask, documents = torch.tensor([0, 0, 1, 1, 1, 0, 1, 1, 1, 1, 0, 1]).bool(), torch.tensor([0] * 8 + [1] * 4)
+    row = PackedRow(torch.arange(12), mask, documents)
+    # Slots 1 and 2 draft tokens 3 and 4, behind token 2; slot 5 drafts token 7. The beginning of document 1 has no
+    # prompt, and behind its last token there is nothing to draft.
+    assert _answers(row) == [(1, 3), (5, 6)]
+
+
+def test_steps_along_an_answer():
+    assert _steps_along([2, 0, 0, 0, 5, 0, 0], 3) == [3, 1, 3]  # what a step accepts behind the end does not count
+    assert _steps_along([2, 0, 0, 0, 5, 0, 0], 1) == [2, 1, 1, 2, 1]
+    assert _steps_along([], 3) == []

@@ -48,7 +48,8 @@ def test_tensorboard_and_the_terminal_have_its_numbers(options, capfd):
     run_train(config)
     found = scalars(config)
     metrics = json.loads((config.output / "metrics.json").read_text())
-    names = ["loss", "expected_accept_length", "accept_length_k3", *(f"accuracy_depth_{d}" for d in range(3))]
+    lengths = ["expected_accept_length", "accept_length_k3", "accept_length_on_text_k3"]
+    names = ["loss", *lengths, *(f"accuracy_depth_{d}" for d in range(3))]
     for name in names:
         assert [step for step, _ in found[f"eval/{name}"]] == [2, 4, 6]
     assert found["eval/loss"][-1][1] == pytest.approx(metrics["loss"], rel=1e-6)

@@ -16,7 +16,8 @@ from peagle_core.generate import speculate
 from peagle_core.training import loss_and_backward
 from trainer.checkpoint.checkpoints import newest_checkpoint
 from trainer.errors import ConfigError
-from trainer.evaluate import measure_acceptance, prompts_of, standard_error
+from trainer.evaluation.acceptance import standard_error
+from trainer.evaluation.evaluate import measure_acceptance, prompts_of
 from trainer.export.export import run_export
 from trainer.inputs import load_inputs
 from trainer.new_drafter import new_drafter

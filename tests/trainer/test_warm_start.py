@@ -19,7 +19,7 @@ from peagle_core.config_formats import speculators_config_dict
 from trainer.checkpoint.checkpoints import newest_checkpoint
 from trainer.config import load_config
 from trainer.data.packing import pack
-from trainer.evaluate import teacher_forced
+from trainer.evaluation.evaluate import teacher_forced
 from trainer.train.assemble import open_run
 from trainer.train.run import run_train
 

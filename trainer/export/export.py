@@ -18,7 +18,7 @@ from peagle_core.errors import InputError
 from peagle_core.generate import speculate
 from trainer.checkpoint.checkpoints import load_trained, newest_checkpoint, read_step
 from trainer.config import RunConfig
-from trainer.evaluate import prompts_of
+from trainer.evaluation.evaluate import prompts_of
 from trainer.export.model_card import model_card
 from trainer.inputs import load_inputs
 from trainer.target.context import room_for_answer

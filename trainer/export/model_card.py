@@ -100,6 +100,11 @@ def _results(metrics: dict[str, Any] | None) -> str:
             "Greedy drafting with the reference loop on held-out prompts; tokens per target pass, bonus included.",
             _table(header, rows),
         ]
+    if along := metrics.get("acceptance_on_text"):  # a run of before it was measured has none
+        lengths = ", ".join(
+            f"K = {a['num_draft_tokens']}: {a['accept_length']:.2f}{_error(a['standard_error'])}" for a in along
+        )
+        text.append(f"The same along the {along[0]['prompts']} held-out answers, whole: {lengths}.")
     if metrics["loss"] is not None:
         by_depth = ", ".join(f"{100 * a:.1f}" for a in metrics["accuracy_per_depth"])
         text.append(
@@ -107,6 +112,10 @@ def _results(metrics: dict[str, Any] | None) -> str:
             f"acceptance length {metrics['expected_accept_length']:.2f}."
         )
     return "\n\n".join(text)
+
+
+def _error(standard_error: float | None) -> str:
+    return "" if standard_error is None else f" +- {standard_error:.2f}"
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:

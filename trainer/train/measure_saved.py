@@ -12,7 +12,7 @@ from peagle_core.target import Ends
 from trainer.checkpoint.checkpoints import is_checkpoint, load_trained, newest_checkpoint
 from trainer.config import RunConfig
 from trainer.data.packing import pack
-from trainer.evaluate import Evaluation, evaluate, prompts_of
+from trainer.evaluation.evaluate import Evaluation, evaluate, prompts_of
 from trainer.hidden_states.base import StateSource
 from trainer.hidden_states.choose import open_states
 from trainer.inputs import RunInputs

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from trainer.data.packing import pack
-from trainer.evaluate import evaluate, prompts_of
+from trainer.evaluation.evaluate import evaluate, prompts_of
 from trainer.train.assemble import Run
 from trainer.train.progress import Progress
 

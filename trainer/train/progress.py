@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from peagle_core.metrics import DraftMetrics
-from trainer.evaluate import Evaluation
+from trainer.evaluation.evaluate import Evaluation
 from trainer.parallel.processes import is_main
 
 
@@ -60,6 +60,8 @@ class Progress:
         if result.loss is not None and result.expected_accept_length is not None:
             scalars |= {"eval/loss": result.loss, "eval/expected_accept_length": result.expected_accept_length}
         scalars |= {f"eval/accept_length_k{a.num_draft_tokens}": a.accept_length for a in result.acceptance}
+        for a in result.acceptance_on_text:
+            scalars[f"eval/accept_length_on_text_k{a.num_draft_tokens}"] = a.accept_length
         self._write(scalars, step)
         then, tokens, step_then = self.since
         self.since = then + seconds, tokens, step_then

@@ -15,7 +15,7 @@ from peagle_core.checkpoint import save_drafter
 from trainer.checkpoint.checkpoints import load_checkpoint, newest_checkpoint
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
-from trainer.evaluate import Evaluation
+from trainer.evaluation.evaluate import Evaluation
 from trainer.parallel import processes
 from trainer.sizing.choose import settle_parallel
 from trainer.target.chat_date import CHAT_DATE, with_date

@@ -1,10 +1,9 @@
-"""What a head is worth: a real drafter loop on held-out prompts, and its accuracy by depth on held-out text."""
+"""What a head is worth: the drafter loop on held-out prompts and along held-out answers, its accuracy by depth."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +18,8 @@ from peagle_core.training import loss_and_backward
 from trainer.config import RunConfig
 from trainer.data.documents import Document
 from trainer.data.packing import PackedRow
+from trainer.evaluation.acceptance import Acceptance, summed
+from trainer.evaluation.along_answers import along_answers
 from trainer.hidden_states.base import StateSource
 from trainer.parallel.processes import is_main, merged, mine, sum_metrics
 from trainer.sampler import row_seeds
@@ -30,31 +31,19 @@ COD_SEED = 1
 
 
 @dataclass(frozen=True)
-class Acceptance:
-    """Greedy speculation at one K.
-
-    accept_length: tokens per target pass, the bonus token included (1 to K+1); standard_error: of it, the prompts being
-    the sample, None for a single one; accept_per_position[j]: share of steps in which drafts 1..j+1 all stood;
-    per_prompt: steps and tokens of each prompt.
-    """
-
-    num_draft_tokens: int
-    accept_length: float
-    standard_error: float | None
-    accept_per_position: list[float]
-    prompts: int
-    new_tokens: int
-    per_prompt: list[tuple[int, int]]
-
-
-@dataclass(frozen=True)
 class Evaluation:
-    """loss, accuracy_per_depth, expected_accept_length: teacher-forced; None or empty without held-out rows."""
+    """What was measured. acceptance: the drafter loop; empty where the target is not at hand.
+
+    loss, accuracy_per_depth, expected_accept_length: teacher-forced; None or empty without held-out rows. The last is
+    the mean over all places of the text. acceptance_on_text: of the loop along the held-out answers, which visits a
+    place behind a refused draft more often, so it is lower.
+    """
 
     loss: float | None
     accuracy_per_depth: list[float]
     expected_accept_length: float | None
     acceptance: list[Acceptance]
+    acceptance_on_text: list[Acceptance] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -68,13 +57,8 @@ class Evaluation:
                 f"held-out text: loss {self.loss:.3f}, accuracy by depth {by_depth} %, "
                 f"expected acceptance length {self.expected_accept_length:.2f} (teacher-forced)"
             )
-        for a in self.acceptance:
-            positions = ", ".join(f"{100 * p:.0f}" for p in a.accept_per_position)
-            error = "" if a.standard_error is None else f" +- {a.standard_error:.2f}"
-            found.append(
-                f"drafter loop, K = {a.num_draft_tokens}: acceptance length {a.accept_length:.2f}{error} "
-                f"over {a.prompts} prompts, {a.new_tokens} tokens; accepted by position {positions} %"
-            )
+        found += [f"drafter loop, {a.line('prompts')}" for a in self.acceptance]
+        found += [f"along the held-out answers, {a.line('answers')}" for a in self.acceptance_on_text]
         return found
 
 
@@ -100,7 +84,8 @@ def evaluate(
             acceptance.append(measure_acceptance(target, drafter, prompts, k, config.eval.max_new_tokens, end_ids))
     if forced is None:
         return Evaluation(None, [], None, acceptance)
-    return Evaluation(forced.loss, forced.accuracy, forced.expected_accept_length, acceptance)
+    on_text = along_answers(config, drafter, states, rows)
+    return Evaluation(forced.loss, forced.accuracy, forced.expected_accept_length, acceptance, on_text)
 
 
 def teacher_forced(
@@ -154,19 +139,7 @@ def measure_acceptance(
             done[i] = speculate(target, drafter, prompts[i], num_draft_tokens, room[i], eos_token_id=end_ids)
     results = merged(done)
     of_prompts = [lengths_within_turn(result, end_ids) for result in results]
-    lengths = [length for steps in of_prompts for length in steps]
-    per_prompt = [(len(steps), sum(steps)) for steps in of_prompts]
-    new_tokens = sum(len(result.output_ids) for result in results)
-    steps = max(1, len(lengths))
-    return Acceptance(
-        num_draft_tokens=num_draft_tokens,
-        accept_length=sum(lengths) / steps,
-        standard_error=standard_error(per_prompt),
-        accept_per_position=[sum(n > j for n in lengths) / steps for j in range(1, num_draft_tokens + 1)],
-        prompts=len(prompts),
-        new_tokens=new_tokens,
-        per_prompt=per_prompt,
-    )
+    return summed(num_draft_tokens, of_prompts, sum(len(result.output_ids) for result in results))
 
 
 def lengths_within_turn(result: Speculation, end_ids: frozenset[int]) -> list[int]:
@@ -175,18 +148,6 @@ def lengths_within_turn(result: Speculation, end_ids: frozenset[int]) -> list[in
     if lengths and tokens[-1] in end_ids:
         lengths[-1] -= sum(lengths) - (len(tokens) - 1)  # the first token is the target's own
     return lengths
-
-
-def standard_error(per_prompt: Sequence[tuple[int, int]]) -> float | None:
-    """Return the standard error of tokens per step when the prompts are the sample: steps of one are not independent.
-
-    per_prompt: steps and tokens of each. The ratio estimator's error (Cochran 1977, section 2.11).
-    """
-    prompts, steps, tokens = len(per_prompt), sum(s for s, _ in per_prompt), sum(t for _, t in per_prompt)
-    if prompts < 2 or not steps:
-        return None
-    squares = sum((t - tokens / steps * s) ** 2 for s, t in per_prompt)
-    return math.sqrt(squares * prompts / (prompts - 1)) / steps
 
 
 def prompts_of(documents: Sequence[Document], count: int, prompt_tokens: int) -> list[Tensor]:

@@ -1,0 +1,35 @@
+"""How many drafts would stand at every place of a text: the drafter loop's answer without a pass of the target."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from peagle_core.cod import sample_elements
+from peagle_core.drafter import PEagleDrafter
+from peagle_core.training.batch import Batch, charged_elements, draft_vocab_rows
+from peagle_core.training.loss_and_backward import run_passes
+from peagle_core.training.options import StepOptions
+from peagle_core.training.step import Step
+
+
+@torch.no_grad()
+def standing_drafts(
+    drafter: PEagleDrafter, batch: Batch, num_draft_tokens: int, target_head: Tensor, options: StepOptions
+) -> Tensor:
+    """Return int64[n]: how many drafts in a row stand, of those that follow x_{i+1} when a pass ends at slot i.
+
+    A draft stands where it is the target's top-1 behind the text before it. So on the target's own greedy answer it is
+    what the loop of `peagle_core.generate` accepts at that place: training shows a row what serving shows it, and where
+    the drafts before one stand, they are the text. At most K of them, and none behind the generated text's end.
+    target_head: [V, H_t]. num_draft_tokens may exceed the depths that the head was trained for.
+    """
+    elements = sample_elements(batch.loss_mask, batch.doc_ids, num_draft_tokens, 1.0).to(batch.input_ids.device)
+    elements = elements[elements.argsort("anchor")]
+    charged = charged_elements(elements, batch, target_head, drafter.d2t)
+    rows = draft_vocab_rows(target_head, drafter.d2t)
+    step = Step(drafter, batch, elements, charged, rows, denominator=0.0, options=options)
+    run_passes(step)
+    right = torch.zeros(len(batch.input_ids), num_draft_tokens, dtype=torch.int64, device=batch.input_ids.device)
+    right[elements.anchor, elements.depth] = step.right.long()
+    return right.cumprod(1).sum(1)

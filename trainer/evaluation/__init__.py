@@ -1,0 +1,1 @@
+"""What a head is worth on held-out data."""
