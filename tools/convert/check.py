@@ -49,20 +49,26 @@ def compare_heads(source: Head, result: Head, target: Target | None) -> Differen
 
 def _run(head: Head, target: Target | None, corrected: bool) -> tuple[Tensor, Tensor]:
     """Return ([K, V_d] logits, d2t [V_d]). The random input depends on the shapes alone."""
-    drafter = PEagleDrafter(head.config)
-    missing = set(SHARED)
-    with torch.no_grad():
-        state = drafter.state_dict()
-        for name, tensor in checked_tensors(head.stored(), head.config, head.directory):
-            state[name].copy_(tensor)
-            missing.discard(name)
-        for name in sorted(missing):
-            state[name].copy_(_stand_in(name, expected_shapes(head.config)[name], target))
+    drafter = drafter_of(head, target)
     rng = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, head.config.vocab_size, (ROWS,), generator=rng)
     aux = torch.randn(ROWS, head.config.fused_size, generator=rng)
     logits = draft_logits(drafter, DraftCache(), tokens, aux, DEPTHS, 0)
     return drafter.corrected(logits, tokens[:DEPTHS]) if corrected else logits, drafter.d2t
+
+
+@torch.no_grad()
+def drafter_of(head: Head, target: Target | None) -> PEagleDrafter:
+    """Load a head in float32; the target's embedding and lm_head, or random ones, stand in for those it lacks."""
+    drafter = PEagleDrafter(head.config)
+    missing = set(SHARED)
+    state = drafter.state_dict()
+    for name, tensor in checked_tensors(head.stored(), head.config, head.directory):
+        state[name].copy_(tensor)
+        missing.discard(name)
+    for name in sorted(missing):
+        state[name].copy_(_stand_in(name, expected_shapes(head.config)[name], target))
+    return drafter
 
 
 def _stand_in(name: str, shape: tuple[int, ...], target: Target | None) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from peagle_core.errors import InputError
 from tools.convert.check import compare_heads
+from tools.convert.correction_cost import correction_cost
 from tools.convert.plan import Plan, make_plan
 from tools.convert.vllm_check import check_in_vllm, require_vllm
 from tools.convert.write import destination_directory, write_head
@@ -30,6 +31,8 @@ def run(options: argparse.Namespace) -> None:
     with destination_directory(options.destination, source, dtype) as partial:
         write_head(source, plan, partial, target, dtype)
         _report(plan)
+        if target and source.config.correction_rank and not plan.config.correction_rank:
+            print(f"  {correction_cost(source, target)}")
         if options.check:
             _check(source, open_head(partial), target, dtype)
         if options.check == "vllm" and target:

@@ -15,14 +15,9 @@ from peagle_core.config_formats import DEFAULT_SPECULATIVE_TOKENS
 from peagle_core.errors import InputError
 from peagle_core.generate import speculate
 from tools.heads.target import Target
+from tools.heads.texts import short_texts
 from tools.judges.vllm import ENVIRONMENT, Case, Served, is_installed, serve_in_vllm
 
-PROMPTS = (
-    "The capital of France is",
-    "def fibonacci(n):\n    ",
-    "Q: What is 12 times 12?\nA:",
-    "Once upon a time, in a village by the sea, there lived",
-)
 NEW_TOKENS = 32
 # Below it something is read differently; above it two nearly equal logits may have changed places.
 LEAST_EQUAL = 0.99
@@ -42,7 +37,7 @@ def check_in_vllm(head: Path, target: Target) -> str:
     head: a directory in a format that vLLM loads.
     Raises InputError when vLLM fails, changes the target's output, or drafts something else.
     """
-    prompts = make_prompts(target)
+    prompts = short_texts(target)
     plain = Case(str(target.directory), prompts, NEW_TOKENS)
     model = AutoModelForCausalLM.from_pretrained(target.directory, dtype=torch.float32, local_files_only=True).eval()
     drafter = load_drafter(head, torch.float32, model)
@@ -59,14 +54,6 @@ def check_in_vllm(head: Path, target: Target) -> str:
         f"vLLM served {len(prompts)} prompts x {NEW_TOKENS} tokens at K = {k}: output equal to no speculation, "
         f"{equal} of {total} drafts our reference loop's, acceptance length {served.accept_length:.2f}"
     )
-
-
-def make_prompts(target: Target) -> list[list[int]]:
-    """Return token ids of a few texts; random ones for a target without a tokenizer."""
-    if target.tokenizer is not None:
-        return [target.tokenizer(text)["input_ids"] for text in PROMPTS]
-    rng = torch.Generator().manual_seed(0)
-    return [torch.randint(0, target.config.vocab_size, (16,), generator=rng).tolist() for _ in PROMPTS]
 
 
 def count_equal(served: Served, drafts: list[list[list[int]]]) -> tuple[int, int]:
