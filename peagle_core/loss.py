@@ -58,22 +58,6 @@ def distillation_loss(
     return _Distillation.apply(hidden, lm_head, labels, weight, loss, chunk_rows, tv)
 
 
-@torch.no_grad()
-def acceptance(hidden: Tensor, lm_head: Tensor, labels: Labels, chunk_rows: int | None = None) -> Tensor:
-    """Compute sum min(p, q) of each row, the probability that rejection sampling accepts its draft: fp32 or fp64[M].
-
-    Arguments are those of `distillation_loss`.
-    """
-    dtype = torch.promote_types(hidden.dtype, torch.float32)
-    found = hidden.new_empty(len(hidden), dtype=dtype)
-    for rows in labels.index.argsort().split(chunk_rows or _default_chunk_rows(hidden, lm_head)):
-        slot, target_row = labels.index[rows].unique(return_inverse=True)
-        q = _logits(hidden[rows], lm_head).to(dtype).softmax(-1)
-        p = _logits(labels.states[slot], labels.target_rows).to(dtype).softmax(-1)
-        found[rows] = torch.minimum(p[target_row], q).sum(-1)
-    return found
-
-
 def _default_chunk_rows(hidden: Tensor, lm_head: Tensor) -> int:
     cached = max(64, CPU_CHUNK_LOGITS // len(lm_head))
     return min(CHUNK_ROWS, cached) if hidden.device.type == "cpu" else CHUNK_ROWS

@@ -21,8 +21,7 @@ class StepOptions:
 
     mode: "flat", one pass over all elements; "partition", the paper's Algorithm 1; "stream", depth 0 once, then the
     chains a chunk at a time. loss: "kl" or "ce"; tv: share of total variation beside it, 0 to 1. depth_weights: K
-    factors of the loss, default 1; a list or a tensor will do. chain_weights: weigh each element by the probability
-    that the drafts before it stand, as the drafter is now. attention: "dense", "torch" or "triton". recompute: keep
+    factors of the loss, default 1; a list or a tensor will do. attention: "dense", "torch" or "triton". recompute: keep
     only each layer's input and run the layer again in the backward pass (activation checkpointing). num_segments and
     balanced (cut by element count, not by position) belong to mode "partition", chunk_rows (elements per chunk, default
     by device) to mode "stream".
@@ -35,7 +34,6 @@ class StepOptions:
     loss: str = "kl"
     tv: float = 0.0
     depth_weights: tuple[float, ...] | None = None
-    chain_weights: bool = False
     attention: str = "torch"
     recompute: bool = False
     num_segments: int = NUM_SEGMENTS

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
-from peagle_core.loss import Labels, acceptance, distillation_loss
+from peagle_core.loss import Labels, distillation_loss
 from peagle_core.training.batch import Batch
 from peagle_core.training.options import StepOptions
 
@@ -15,8 +15,7 @@ from peagle_core.training.options import StepOptions
 class Step:
     """elements: N, anchor-major; charged: bool[N]; target_rows: [V_d, H_t]; the rest as in `loss_and_backward`.
 
-    Filled by `charge`: loss_sum, scalar; right: bool[N], charged rows whose top-1 is the target's; with
-    options.chain_weights also stands: [N], the probability that the drafts of (a,0..d) all stand.
+    Filled by `charge`: loss_sum, scalar; right: bool[N], charged rows whose top-1 is the target's.
     """
 
     def __init__(
@@ -34,7 +33,6 @@ class Step:
         dtype = torch.promote_types(drafter.fc.weight.dtype, torch.float32)
         self.loss_sum = drafter.fc.weight.new_zeros((), dtype=dtype)
         self.right = torch.zeros_like(charged)
-        self.stands = self.loss_sum.new_zeros(len(charged))  # of what is not charged: it can not be drafted
         weights = options.depth_weights
         self.depth_weights = None if weights is None else self.loss_sum.new_tensor(weights)
 
@@ -51,27 +49,11 @@ class Step:
         weight = torch.ones_like(depth, dtype=self.loss_sum.dtype) if weights is None else weights[depth]
         # An element predicts x_{position + 2}; the token before that one is known, whatever its depth.
         features, head = self.drafter.loss_factors(hidden, self.batch.input_ids[position + 1])
-        if self.options.chain_weights:
-            weight = weight * self._chance_of_being_reached(rows, depth, acceptance(features, head, labels))
         total, correct = distillation_loss(features, head, labels, weight, self.options.loss, tv=self.options.tv)
         self.loss_sum = self.loss_sum + total.detach()
         self.right[rows] = correct
         if total.requires_grad and self.denominator > 0:
             (total / self.denominator).backward()
-
-    def _chance_of_being_reached(self, rows: Tensor, depth: Tensor, accepted: Tensor) -> Tensor:
-        """Return the probability that the drafts before each row stand: 1 at depth 0, else a product over its chain.
-
-        rows: int64[M], charged ones; accepted: [M], the probability that the draft of each itself stands. What lies
-        before a row is charged no later than it (anchor-major, a row follows the one that it continues).
-        """
-        reached = torch.ones_like(accepted)
-        for d in range(int(depth.max()) + 1 if len(depth) else 0):
-            at = depth == d
-            if d > 0:
-                reached[at] = self.stands[rows[at] - 1]
-            self.stands[rows[at]] = reached[at] * accepted[at]
-        return reached
 
     def positions(self, elements: Elements) -> Tensor:
         """Return rotary positions, int64, counted from zero in every document."""

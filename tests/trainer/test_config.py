@@ -126,8 +126,8 @@ def test_attention_sdpa_is_the_old_name_of_torch(base):
 def test_losses_that_aim_at_acceptance_reach_the_step(data_file):
     options = ["target=t", f"data.train={data_file}", "mode=flat"]
     plain = load_config(None, options).step_options()
-    assert (plain.tv, plain.chain_weights) == (0.0, False)
-    found = load_config(None, [*options, "loss.tv=0.3", "loss.chain_weights=true"]).step_options()
-    assert (found.loss, found.tv, found.chain_weights) == ("kl", 0.3, True)
+    assert plain.tv == 0.0
+    found = load_config(None, [*options, "loss.tv=0.3"]).step_options()
+    assert (found.loss, found.tv) == ("kl", 0.3)
     with pytest.raises(ConfigError, match=r"loss\.tv"):
         load_config(None, [*options, "loss.tv=1.5"])

@@ -161,7 +161,6 @@ class RunConfig(Section):
             loss=self.loss.kind,
             tv=self.loss.tv,
             depth_weights=self.loss.depth_weights,
-            chain_weights=self.loss.chain_weights,
             attention=self.attention_backend,
             recompute=self.activation_checkpointing,
             num_segments=self.num_segments or NUM_SEGMENTS,

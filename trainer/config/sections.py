@@ -153,13 +153,11 @@ class LossConfig(Section):
     """What is minimised: KL or cross entropy, a share `tv` of total variation, and how much each element counts.
 
     depth_weights: one weight per depth 0..K-1; None weighs every charged element alike, for EAGLE-3 0.8^depth.
-    chain_weights: weigh each also by the probability that the drafts before it stand, as the drafter is now.
     """
 
     kind: Literal["kl", "ce"] = "kl"
     tv: float = Field(default=0.0, ge=0, le=1)
     depth_weights: tuple[float, ...] | None = None
-    chain_weights: bool = False
 
 
 class StatesConfig(Section):

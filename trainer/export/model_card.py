@@ -75,7 +75,7 @@ def _drafter(config: RunConfig, drafter: PEagleConfig, step: int) -> str:
 def _loss(config: RunConfig) -> str:
     loss = config.loss
     mixed = f", {loss.tv:g} of it total variation" if loss.tv else ""
-    return f"{loss.kind}{mixed}{', weighted along the chain' if loss.chain_weights else ''}"
+    return f"{loss.kind}{mixed}"
 
 
 def _data(data: dict[str, Any] | None) -> str:
