@@ -23,8 +23,6 @@ from tools.server import Server, cpu_environment, serve
 
 NONE, EAGLE3, PEAGLE = "none", "EAGLE3", "PEAGLE"
 SAMPLE = "sample-"  # how the ids of requests begin whose drafts are recorded
-# SGLang runs EAGLE3 without overlap on a CPU, where it only shows every token a step later: so all servers alike.
-ON_A_CPU = ("--disable-overlap-schedule",)
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ class Fleet:
         log = self.directory / "logs" / f"{name}.log"
         head = self.launch.heads.get(algorithm)
         drafter = sglang_arguments(str(head), k, autoregressive=algorithm == EAGLE3) if head else []
-        arguments = [*(() if torch.cuda.is_available() else ON_A_CPU), *self.launch.arguments, *drafter]
+        arguments = [*self.launch.arguments, *drafter]
         if self.launch.floors:
             arguments += drafter_time.ARGUMENTS
         environment = _environment(self.launch, member, records)
