@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from peagle_core.cpu import fast_dtype
 from peagle_core.errors import InputError
 from tools.demo.serve import NAME
 from trainer.config import load_config
@@ -35,9 +37,10 @@ def short_training(target: Path, heads: Path, directory: Path) -> None:
     """Train in directory/training, from nothing each time. Raises InputError when it is stopped."""
     run = directory / "training"
     shutil.rmtree(run, ignore_errors=True)
-    config = load_config(
-        heads / "p-eagle.yaml", [f"target={target}", f"data.train={ANSWERS}", f"output_dir={run}", *SETTINGS]
-    )
+    fast, _ = fast_dtype(torch.cpu.get_capabilities())
+    precision = "bf16" if fast == "bfloat16" else "fp32"
+    ours = [f"target={target}", f"data.train={ANSWERS}", f"output_dir={run}", f"precision={precision}"]
+    config = load_config(heads / "p-eagle.yaml", [*ours, *SETTINGS])
     stopped = run_train(config)
     if stopped:
         raise InputError(f"the training was stopped by {stopped.name}; run the demo again for a new one")
