@@ -55,18 +55,30 @@ def loss_and_backward(
     options = replace(options, **changes) if mode is None else replace(options, mode=mode, **changes)
     if charged is None:
         charged = charged_elements(elements, batch, target_head, drafter.d2t)
-    rows = elements.argsort("anchor")
-    elements, charged = elements[rows], charged[rows]
     denominator = float(charged.sum()) if denominator is None else denominator
-    step = Step(drafter, batch, elements, charged, draft_vocab_rows(target_head, drafter.d2t), denominator, options)
-    run_passes(step)
-    on_text = supervised(elements, batch.loss_mask, batch.doc_ids)
-    return measure(elements, on_text, charged, step.right[charged], step.loss_sum)
+    step = run_step(drafter, batch, elements, charged, target_head, denominator, options)
+    on_text = supervised(step.elements, batch.loss_mask, batch.doc_ids)
+    return measure(step.elements, on_text, step.charged, step.right[step.charged], step.loss_sum)
 
 
-def run_passes(step: Step) -> None:
-    """Run the passes over a step's rows, as its options and the kind of head say."""
-    if step.drafter.config.autoregressive:
+def run_step(
+    drafter: PEagleDrafter,
+    batch: Batch,
+    elements: Elements,
+    charged: Tensor,
+    target_head: Tensor,
+    denominator: float,
+    options: StepOptions,
+) -> Step:
+    """Run the passes over a step's rows, as its options and the kind of head say; return what they left.
+
+    Arguments are those of `loss_and_backward`; the step has the elements anchor-major.
+    """
+    rows = elements.argsort("anchor")
+    target_rows = draft_vocab_rows(target_head, drafter.d2t)
+    step = Step(drafter, batch, elements[rows], charged[rows], target_rows, denominator, options)
+    if drafter.config.autoregressive:
         eagle3(step)
     else:
-        PASSES[step.options.mode](step)
+        PASSES[options.mode](step)
+    return step

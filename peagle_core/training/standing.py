@@ -7,10 +7,9 @@ from torch import Tensor
 
 from peagle_core.cod import sample_elements
 from peagle_core.drafter import PEagleDrafter
-from peagle_core.training.batch import Batch, charged_elements, draft_vocab_rows
-from peagle_core.training.loss_and_backward import run_passes
+from peagle_core.training.batch import Batch, charged_elements
+from peagle_core.training.loss_and_backward import run_step
 from peagle_core.training.options import StepOptions
-from peagle_core.training.step import Step
 
 
 @torch.no_grad()
@@ -25,11 +24,8 @@ def standing_drafts(
     target_head: [V, H_t]. num_draft_tokens may exceed the depths that the head was trained for.
     """
     elements = sample_elements(batch.loss_mask, batch.doc_ids, num_draft_tokens, 1.0).to(batch.input_ids.device)
-    elements = elements[elements.argsort("anchor")]
     charged = charged_elements(elements, batch, target_head, drafter.d2t)
-    rows = draft_vocab_rows(target_head, drafter.d2t)
-    step = Step(drafter, batch, elements, charged, rows, denominator=0.0, options=options)
-    run_passes(step)
+    step = run_step(drafter, batch, elements, charged, target_head, denominator=0.0, options=options)
     right = torch.zeros(len(batch.input_ids), num_draft_tokens, dtype=torch.int64, device=batch.input_ids.device)
-    right[elements.anchor, elements.depth] = step.right.long()
+    right[step.elements.anchor, step.elements.depth] = step.right.long()
     return right.cumprod(1).sum(1)

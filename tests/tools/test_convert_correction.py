@@ -83,3 +83,14 @@ def test_what_cannot_be_measured_is_said(tmp_path, target, capsys, monkeypatch, 
     assert main([str(head), str(tmp_path / "new"), "--to", "vllm", "--target", str(tmp_path / "target")]) == 0
     assert f"what that costs was not measured: {tmp_path / 'target'} has " in (out := capsys.readouterr().out)
     assert why in out
+
+
+def test_a_target_that_cannot_be_loaded_costs_no_conversion(tmp_path, target, capsys, monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise ValueError("needs remote code\nsecond line")
+
+    monkeypatch.setattr(correction_cost.AutoModelForCausalLM, "from_pretrained", refuse)
+    head = write_flat(tmp_path / "head", tiny_config(draft_vocab_size=20, correction_rank=3))
+    assert main([str(head), str(tmp_path / "new"), "--to", "vllm", "--target", str(tmp_path / "target")]) == 0
+    assert "target cannot be loaded (needs remote code)" in capsys.readouterr().out
+    assert (tmp_path / "new" / "model.safetensors").is_file()

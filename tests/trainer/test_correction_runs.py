@@ -16,7 +16,7 @@ from peagle_core.checkpoint import load_drafter
 from trainer.checkpoint.checkpoints import load_trained, newest_checkpoint
 from trainer.config import RunConfig, load_config
 from trainer.data.packing import pack
-from trainer.evaluation.evaluate import prompts_of, teacher_forced
+from trainer.evaluation.evaluate import held_out_text, prompts_of
 from trainer.export.export import run_export
 from trainer.train.assemble import open_run
 from trainer.train.optimizer import make_optimizers
@@ -39,7 +39,7 @@ def finished(options) -> RunConfig:
 
 
 def loss_of(run) -> float:
-    return teacher_forced(run.config, run.drafter, run.hidden_states, pack(run.inputs.heldout, 96)).loss
+    return held_out_text(run.config, run.drafter, run.hidden_states, pack(run.inputs.heldout, 96))[0].loss
 
 
 def test_it_learns_resumes_and_is_exported(finished, options, tmp_path, capsys):

@@ -17,8 +17,7 @@ from trainer.config import RunConfig, load_config
 from trainer.data.documents import Document
 from trainer.data.packing import pack
 from trainer.errors import ConfigError
-from trainer.evaluation.along_answers import along_answers
-from trainer.evaluation.evaluate import prompts_of
+from trainer.evaluation.evaluate import held_out_text, prompts_of
 from trainer.export.export import run_export
 from trainer.hidden_states.from_transformers import TransformersStates
 from trainer.inputs import load_inputs
@@ -117,7 +116,7 @@ def test_along_the_targets_own_answer_the_loop_is_the_loop(finished):
     ids = torch.cat([prompt, torch.tensor(loop.output_ids[:24])])
     rows = pack([Document(ids, torch.arange(len(ids)) >= len(prompt))], 1000)
     states = TransformersStates(inputs.target, drafter.config.aux_layer_ids)
-    (found,) = along_answers(finished, drafter, states, rows)
+    _, (found,) = held_out_text(finished, drafter, states, rows)
     assert found.per_prompt == [(len(loop.accept_lengths), min(sum(loop.accept_lengths), 23))]
 
 

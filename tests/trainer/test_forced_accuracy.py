@@ -14,10 +14,11 @@ from peagle_core.elements import Elements, supervised
 from peagle_core.generate import DraftCache, draft_logits
 from trainer.config import load_config
 from trainer.data.documents import Document
-from trainer.data.packing import PackedRow, pack
-from trainer.evaluation.along_answers import _answers, _steps_along, along_answers
-from trainer.evaluation.evaluate import measure_acceptance, teacher_forced
+from trainer.data.packing import pack
+from trainer.evaluation.along_answers import _answers, _steps_along
+from trainer.evaluation.evaluate import held_out_text, measure_acceptance
 from trainer.export.export import greedy
+from trainer.hidden_states.base import StateSource
 from trainer.hidden_states.from_transformers import TransformersStates
 from trainer.inputs import load_inputs
 from trainer.train.run import run_train
@@ -89,7 +90,7 @@ def test_accuracies_are_the_loops_to_the_last_element(trained, mode, packed, tex
     config, documents = config.model_copy(update={"mode": mode}), documents[text]
     rows = pack(documents, 1000) if packed else [pack([document], 1000)[0] for document in documents]
     assert len(rows) == (1 if packed else 5)
-    found = teacher_forced(config, drafter, states, rows)
+    found, _ = held_out_text(config, drafter, states, rows)
     right, asked = torch.stack([torch.stack(counted(drafter, states, document)) for document in documents]).sum(0)
     assert found.correct.tolist() == right.tolist()
     assert found.total.tolist() == asked.tolist()
@@ -105,7 +106,7 @@ def test_along_the_targets_own_answers_the_loop_is_the_loop(trained, mode):
     config = config.model_copy(update={"mode": mode, "eval": numbers})
     own = documents["own"]
     for rows in (pack(own, 1000), [pack([document], 1000)[0] for document in own]):
-        for found in along_answers(config, drafter, states, rows):
+        for found in held_out_text(config, drafter, states, rows)[1]:
             expected = []
             for document in own:
                 prompt = document.input_ids[: int(document.loss_mask.long().argmax())]
@@ -120,13 +121,27 @@ def test_along_the_targets_own_answers_the_loop_is_the_loop(trained, mode):
 
 def test_where_answers_begin_and_end():
     mask, documents = torch.tensor([0, 0, 1, 1, 1, 0, 1, 1, 1, 1, 0, 1]).bool(), torch.tensor([0] * 8 + [1] * 4)
-    row = PackedRow(torch.arange(12), mask, documents)
     # Slots 1 and 2 draft tokens 3 and 4, behind token 2; slot 5 drafts token 7. The beginning of document 1 has no
     # prompt, and behind its last token there is nothing to draft.
-    assert _answers(row) == [(1, 3), (5, 6)]
+    assert _answers(mask, documents) == [(1, 3), (5, 6)]
 
 
 def test_steps_along_an_answer():
     assert _steps_along([2, 0, 0, 0, 5, 0, 0], 3) == [3, 1, 3]  # what a step accepts behind the end does not count
     assert _steps_along([2, 0, 0, 0, 5, 0, 0], 1) == [2, 1, 1, 2, 1]
     assert _steps_along([], 3) == []
+
+
+def test_the_targets_states_of_a_row_are_asked_for_once(trained):
+    config, states, documents, drafter = trained
+    rows, asked = pack(documents["own"], 60), []
+
+    class Counting(StateSource):
+        head = states.head
+
+        def __call__(self, row):
+            asked.append(row)
+            return states(row)
+
+    counted, along = held_out_text(config, drafter, Counting(), rows)
+    assert counted is not None and along and len(asked) == len(rows) > 1

@@ -19,7 +19,7 @@ from peagle_core.config_formats import speculators_config_dict
 from trainer.checkpoint.checkpoints import newest_checkpoint
 from trainer.config import load_config
 from trainer.data.packing import pack
-from trainer.evaluation.evaluate import teacher_forced
+from trainer.evaluation.evaluate import held_out_text
 from trainer.train.assemble import open_run
 from trainer.train.run import run_train
 
@@ -45,7 +45,7 @@ def options(target_dir, data_file, tmp_path):
 def loss_at_start(options, init: Path, *more: str) -> float:
     run = open_run(load_config(None, [*options, f"drafter.init={init}", *more]))
     assert run.state.step == 0
-    return teacher_forced(run.config, run.drafter, run.hidden_states, pack(run.inputs.heldout, 96)).loss
+    return held_out_text(run.config, run.drafter, run.hidden_states, pack(run.inputs.heldout, 96))[0].loss
 
 
 def as_speculators(head: Path, to: Path) -> Path:

@@ -173,7 +173,6 @@ def _check_t2d(file: Path, t2d: Tensor, check: TensorCheck) -> None:
     """Raise InputError when it names other tokens than d2t, which comes before it.
 
     What is wrong with d2t alone is said elsewhere.
-    What is wrong with d2t alone is
     """
     if check.d2t is not None and not check.d2t_problem() and not torch.equal(t2d.bool(), _t2d(check)):
         raise InputError(f"{file}: tensors 't2d' and 'd2t' name different tokens")

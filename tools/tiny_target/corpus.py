@@ -100,7 +100,6 @@ def prompts(directory: str | Path, side: str, count: int) -> list[list[int]]:
     """Return `count` excerpts of PROMPT_TOKENS token ids (BOS included), spread over the documents.
 
     Fewer when there are not that many.
-    Fewer when there are not
     """
     tokenizer = load_tokenizer(directory)
     per_document = [_excerpts(tokenizer, text) for text in read_documents(directory, side)]

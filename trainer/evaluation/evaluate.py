@@ -14,12 +14,12 @@ from peagle_core.cod import sample_elements
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.generate import Speculation, speculate
 from peagle_core.metrics import DraftMetrics
-from peagle_core.training import loss_and_backward
+from peagle_core.training import StepOptions, loss_and_backward
 from trainer.config import RunConfig
 from trainer.data.documents import Document
 from trainer.data.packing import PackedRow
 from trainer.evaluation.acceptance import Acceptance, summed
-from trainer.evaluation.along_answers import along_answers
+from trainer.evaluation.along_answers import along_answers, steps_along_answers
 from trainer.hidden_states.base import StateSource
 from trainer.parallel.processes import is_main, merged, mine, sum_metrics
 from trainer.sampler import row_seeds
@@ -77,24 +77,29 @@ def evaluate(
     rows: packed; prompts: int64[n] each; target None: no drafter loop; end_ids: each ends an
     answer.
     """
-    forced = teacher_forced(config, drafter, states, rows)
+    forced, on_text = held_out_text(config, drafter, states, rows)
     acceptance = []
     if target is not None and prompts:
         for k in config.eval.num_draft_tokens:
             acceptance.append(measure_acceptance(target, drafter, prompts, k, config.eval.max_new_tokens, end_ids))
     if forced is None:
         return Evaluation(None, [], None, acceptance)
-    on_text = along_answers(config, drafter, states, rows)
     return Evaluation(forced.loss, forced.accuracy, forced.expected_accept_length, acceptance, on_text)
 
 
-def teacher_forced(
+@torch.no_grad()
+def held_out_text(
     config: RunConfig, drafter: PEagleDrafter, states: StateSource, rows: Sequence[PackedRow]
-) -> DraftMetrics | None:
-    """Sum DraftMetrics over all rows with a fixed draw of elements; None when there are no rows."""
+) -> tuple[DraftMetrics | None, list[Acceptance]]:
+    """Measure packed rows: counts with a fixed draw of elements, and the loop along their answers for every K.
+
+    The target's states of a row are asked for once. (None, []) when there are no rows.
+    """
     cod = config.drafter
     depths = drafter.config.num_depths or cod.num_depths
-    total = None
+    mode = "stream" if config.mode == "stream" else "flat"
+    options = StepOptions(mode=mode, loss=config.loss.kind, attention=config.attention_backend)
+    total, along = None, {}
     with collective_passes(states.target):
         for i in tqdm(
             mine(rows), desc="held-out rows", unit="row", leave=False, disable=len(rows) < 2 or not is_main()
@@ -104,17 +109,11 @@ def teacher_forced(
             generator = torch.Generator().manual_seed(row_seeds(COD_SEED, i)[0])
             elements = sample_elements(row.loss_mask, row.doc_ids, depths, cod.retention, cod.retention_min, generator)
             elements = elements.to(states.head.device)
-            counts = loss_and_backward(
-                drafter,
-                batch,
-                elements,
-                "stream" if config.mode == "stream" else "flat",
-                target_head=states.head,
-                loss=config.loss.kind,
-                attention=config.attention_backend,
-            )
+            counts = loss_and_backward(drafter, batch, elements, target_head=states.head, options=options)
             total = counts if total is None else total + counts
-    return sum_metrics(total)
+            along[i] = steps_along_answers(drafter, batch, states.head, config.eval.num_draft_tokens, options)
+    counted, steps = sum_metrics(total), merged(along)
+    return counted, along_answers(steps, config.eval.num_draft_tokens) if steps else []
 
 
 def measure_acceptance(
