@@ -99,7 +99,6 @@ class TensorCheck:
         """Return whether it is a leftover that no drafter reads.
 
         vLLM's layer class carries an unused hidden_norm in layers >= 1, and exporters copy it into the file.
-        vLLM's layer class carries an unused hidden_norm in layers >= 1
         """
         bare = bare_name(name)
         return bare in IGNORED or (bare.endswith(".hidden_norm.weight") and bare not in self.expected)
