@@ -44,7 +44,7 @@ test-fast: $(STAMP)
 	@$(RUN) -m pytest -q $(TWICE) -m "not slow and not judge and not matrix and not soak and not real and not wheel"
 
 test-matrix: $(STAMP)
-	@$(RUN) -m pytest -q $(TWICE) -m matrix tests/sglang_backend
+	@$(RUN) -m pytest -q $(TWICE) -m matrix tests/sglang_backend tests/tools
 
 test-wheel: $(STAMP)
 	@$(RUN) -m pytest -q -m wheel tests/test_wheel.py
