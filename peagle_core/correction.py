@@ -1,39 +1,70 @@
-"""The correction: what draft j adds to the logits of draft j + 1, so that drafts of one pass know each other.
+"""The correction: what the drafts before it add to the logits of a draft, so that drafts of one pass know each other.
 
-One pass gives the rows of all K drafts at once, so none of them knows which token the draft before it became. A
-correction of rank r adds W2 W1[x] to the logits of each row, x being the token before the one that the row predicts: an
-embedding over the target's vocabulary and a matrix over the draft vocabulary. While training, x is known, and all rows
-are corrected at once (`widened`); while drafting, K tiny steps follow the pass (`peagle_core.generate.choose_drafts`).
+One pass gives the rows of all K drafts at once, so none of them knows which tokens the drafts before it became. A
+correction of rank r adds W2 f to the logits of each row. f, r features, is a gated unit that reads the row's own state
+and the embeddings of the last `RECENT` tokens of its chain: those between the row's anchor and the token it predicts.
+While training these are known, and all rows are corrected at once (`widened`); while drafting, K small steps follow the
+pass (`peagle_core.generate.choose_drafts`).
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peagle_core.config import PEagleConfig
 
+RECENT = 3  # tokens that a row is told of; more than its depth + 1 there are not
+NONE = -1  # in the place of a token that there is not
+
+
+def recent_tokens(chain: Tensor) -> Tensor:
+    """Return what each row of a chain is told of: int64[..., K, RECENT], the newest token first, NONE at the end.
+
+    chain: int64[..., K], the token before the one that each row predicts: first the anchor's own, then drafts.
+    """
+    return F.pad(chain, (RECENT - 1, 0), value=NONE).unfold(-1, RECENT, 1).flip(-1)
+
+
+def recent_tokens_of_elements(input_ids: Tensor, anchor: Tensor, depth: Tensor) -> Tensor:
+    """Return what the rows of M elements are told of while training: int64[M, RECENT], as `recent_tokens`.
+
+    An element (a, d) predicts x_{a+d+2}, so its chain is x_{a+1} to x_{a+d+1}.
+    """
+    back = torch.arange(RECENT, device=depth.device)
+    index = (anchor + depth + 1)[:, None] - back
+    return torch.where(back <= depth[:, None], input_ids[index.clamp(min=0)], NONE)
+
 
 class Correction(nn.Module):
-    """W1: embed_tokens [V, r], small random numbers. W2: lm_head [V_d, r], zero until it is trained."""
+    """gate_proj, up_proj [r, (1 + RECENT) H], which give f; W2, lm_head [V_d, r], zero until it is trained."""
 
     def __init__(self, config: PEagleConfig) -> None:
         super().__init__()
-        rank = config.correction_rank
-        self.embed_tokens = nn.Embedding(config.vocab_size, rank)
+        width, rank = (1 + RECENT) * config.hidden_size, config.correction_rank
+        self.embed_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gate_proj = nn.Linear(width, rank, bias=False)
+        self.up_proj = nn.Linear(width, rank, bias=False)
         self.lm_head = nn.Linear(rank, config.draft_vocab_size, bias=False)
-        # W2 learns from the first step on, for W1 is not zero; rows of W1 of about unit length.
-        nn.init.normal_(self.embed_tokens.weight, std=rank**-0.5)
         nn.init.zeros_(self.lm_head.weight)
 
-    def forward(self, previous: Tensor) -> Tensor:
-        """Return what is added to the logits of rows. previous: int64[...], target ids -> [..., V_d]."""
-        return self.lm_head(self.embed_tokens(previous))
+    def features(self, normed: Tensor, embeddings: Tensor) -> Tensor:
+        """Return f of rows, [..., r].
 
-    def widened(self, normed: Tensor, head: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
+        normed: [..., H], their states after the final norm; embeddings: [..., RECENT, H], zero for NONE.
+        """
+        x = torch.cat([normed, self.embed_norm(embeddings).flatten(-2).to(normed.dtype)], -1)
+        return F.silu(self.gate_proj(x)) * self.up_proj(x)
+
+    def forward(self, normed: Tensor, embeddings: Tensor) -> Tensor:
+        """Return what is added to the logits of rows, [..., V_d]. Arguments as in `features`."""
+        return self.lm_head(self.features(normed, embeddings))
+
+    def widened(self, normed: Tensor, head: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Return ([M, H + r], [V_d, H + r]), whose product is the corrected logits of M rows.
 
-        normed: [M, H], their states after the final norm; head: [V_d, H]; previous: int64[M], target ids.
+        head: [V_d, H]; the others as in `features`.
         """
-        features = self.embed_tokens(previous).to(normed.dtype)
+        features = self.features(normed, embeddings).to(normed.dtype)
         return torch.cat([normed, features], -1), torch.cat([head, self.lm_head.weight.to(head.dtype)], -1)

@@ -173,20 +173,27 @@ class PEagleDrafter(nn.Module):
         """Return the logits of states, without the correction: [..., H] -> [..., draft_vocab_size]."""
         return self.lm_head(self.norm(hidden))
 
-    def corrected(self, logits: Tensor, previous: Tensor) -> Tensor:
-        """Add the correction, if there is one, to logits [..., V_d].
+    def corrected_logits(self, normed: Tensor, recent: Tensor) -> Tensor:
+        """Return the logits of rows with the correction, if there is one, [..., draft_vocab_size].
 
-        previous: int64[...], for each row the target id of the token before the one that it predicts.
+        normed: [..., H], their states after the final norm; recent: int64[..., RECENT], `correction.recent_tokens`.
         """
-        return logits if self.correction is None else logits + self.correction(previous)
+        logits = self.lm_head(normed)
+        return logits if self.correction is None else logits + self.correction(normed, self._embedded(recent))
 
-    def loss_factors(self, hidden: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_factors(self, hidden: Tensor, recent: Tensor) -> tuple[Tensor, Tensor]:
         """Return [M, F] and [V_d, F], whose product is the corrected logits of M rows, as the fused loss takes them.
 
-        hidden: [M, H], their states before the final norm; previous: as in `corrected`.
+        hidden: [M, H], their states before the final norm; recent: as in `corrected_logits`.
         """
         normed, head = self.norm(hidden), self.lm_head.weight
-        return (normed, head) if self.correction is None else self.correction.widened(normed, head, previous)
+        return (normed, head) if self.correction is None else self.correction.widened(
+            normed, head, self._embedded(recent)
+        )
+
+    def _embedded(self, recent: Tensor) -> Tensor:
+        """[..., RECENT] -> [..., RECENT, H], zeros for NONE."""
+        return self.embed_tokens(recent.clamp(min=0)) * (recent >= 0)[..., None]
 
     def target_ids(self, draft_ids: Tensor) -> Tensor:
         """Map draft vocabulary ids to target vocabulary ids."""

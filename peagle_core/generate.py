@@ -4,7 +4,7 @@ Rows of a drafter pass, with known tokens s_0..s_n (the target has not processed
 real rows i (token s_{i+1}, state g_i, position i) for what the drafter has not seen, then K-1 mask rows at positions
 n, n+1, ...; the last real row gives draft 1, mask row j gives draft j+1. Plain causal attention over cached keys. It is
 the layout real vLLM runs and the SGLang worker uses; both are compared with this file, draft by draft.
-With a correction the drafts are then chosen one after the other, each by the one before it, without another pass.
+With a correction the drafts are then chosen one after the other, each by those before it, without another pass.
 
 EAGLE-3 heads draft one token after the other: instead of mask rows, a row per draft that reads the draft before it and
 the drafter's own last state.
@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from peagle_core.attention.base import expand_kv
+from peagle_core.correction import recent_tokens
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.end_ids import ids_of
 from peagle_core.errors import InputError
@@ -66,10 +67,10 @@ class DraftCache:
 
 
 @torch.no_grad()
-def draft_logits(
+def draft_states(
     drafter: PEagleDrafter, cache: DraftCache, tokens: Tensor, aux: Tensor, num_draft_tokens: int, first_position: int
 ) -> Tensor:
-    """Run one drafter pass, m new real rows and K-1 mask rows; return logits [K, draft_vocab], not corrected.
+    """Run one drafter pass, m new real rows and K-1 mask rows; return the drafts' states after the final norm, [K, H].
 
     The cache keeps only the real rows.
     tokens: int64[m], s_{i+1} of the new rows; aux: [m, 3H_t], their states g_i; first_position: i of the first.
@@ -80,22 +81,32 @@ def draft_logits(
     embed, fused = drafter.input_rows(tokens, aux, depth > 0, index - depth, depth)
     hidden = drafter(embed, fused, first_position + index, cache.attend)
     cache.keep(first_position + real)
-    return drafter.logits(hidden[real - 1 :])
+    return drafter.norm(hidden[real - 1 :])
 
 
 @torch.no_grad()
-def choose_drafts(drafter: PEagleDrafter, logits: Tensor, newest: Tensor) -> Tensor:
+def choose_drafts(drafter: PEagleDrafter, states: Tensor, newest: Tensor) -> Tensor:
     """Return the drafts of one pass, the argmax of each row: int64[K] ids of the target's vocabulary.
 
-    With a correction a row after the other, for each is corrected by the draft before it. logits: [K, draft_vocab] of
-    `draft_logits`; newest: int64[], the token before draft 1.
+    With a correction a row after the other, for each is corrected by the drafts before it. states: [K, H] of
+    `draft_states`; newest: int64[], the token before draft 1.
     """
     if drafter.correction is None:
-        return drafter.target_ids(logits.argmax(-1))
-    drafts = [newest]
-    for row in logits:
-        drafts.append(drafter.target_ids(drafter.corrected(row, drafts[-1]).argmax(-1)))
-    return torch.stack(drafts[1:])
+        return drafter.target_ids(drafter.lm_head(states).argmax(-1))
+    chain = newest[None]
+    for row in states:
+        logits = drafter.corrected_logits(row, recent_tokens(chain)[-1])
+        chain = torch.cat([chain, drafter.target_ids(logits.argmax(-1))[None]])
+    return chain[1:]
+
+
+@torch.no_grad()
+def chain_logits(drafter: PEagleDrafter, states: Tensor, newest: Tensor, drafts: Tensor) -> Tensor:
+    """Return the logits that the drafts of one pass were chosen from, [K, draft_vocab], whatever these drafts are.
+
+    states, newest: as in `choose_drafts`; drafts: int64[K].
+    """
+    return drafter.corrected_logits(states, recent_tokens(torch.cat([newest[None], drafts[:-1]])))
 
 
 @torch.no_grad()
@@ -106,7 +117,7 @@ def draft_autoregressively(
 
     Each of those reads the draft before it and the state that chose it.
     That state is the last layer's output before the final norm, and no fc comes between. Arguments and
-    first draft are those of `draft_logits`. Returns int64[K] ids of the target's vocabulary; keeps only the real rows.
+    first draft are those of `draft_states`. Returns int64[K] ids of the target's vocabulary; keeps only the real rows.
     """
     index = torch.arange(len(tokens), device=tokens.device)
     embed, state = drafter.input_rows(tokens, aux, torch.zeros_like(index, dtype=torch.bool), index)
@@ -167,8 +178,8 @@ def speculate(
         if autoregressive:
             drafts = draft_autoregressively(drafter, cache, tokens, aux, num_draft_tokens, seen)
         else:
-            logits = draft_logits(drafter, cache, tokens, aux, num_draft_tokens, seen)
-            drafts = choose_drafts(drafter, logits, tokens[-1])
+            states = draft_states(drafter, cache, tokens, aux, num_draft_tokens, seen)
+            drafts = choose_drafts(drafter, states, tokens[-1])
         seen += len(tokens)
         logits, aux = step_target(torch.cat([tokens[-1:], drafts]), num_draft_tokens + 1)
         accepted, bonus = verify_chain(drafts, logits, temperature, generator=generator)

@@ -159,7 +159,7 @@ class PEagleForCausalLM(nn.Module):
         self.head = head = PEagleConfig.from_pretrained(head_directory(config.name_or_path))
         self.model = PEagleModel(head, add_prefix("model", prefix))
         self.lm_head = ParallelLMHead(head.draft_vocab_size, head.hidden_size, prefix=add_prefix("lm_head", prefix))
-        # Whole on every rank, as the logits that it corrects are after SGLang has gathered them.
+        # Whole on every rank, as the states it reads are, and its logits after SGLang has gathered them.
         self.correction = Correction(head).requires_grad_(False) if head.correction_rank else None
         logits_config = copy.deepcopy(config)
         logits_config.vocab_size = head.draft_vocab_size
@@ -173,7 +173,8 @@ class PEagleForCausalLM(nn.Module):
     def forward(self, input_ids: Tensor, positions: Tensor, forward_batch) -> LogitsProcessorOutput:
         """Return next_token_logits [bs * K, draft vocabulary] of the sampled rows (`spec_info.select_index`) only.
 
-        The correction, if there is one, is not in them yet: `proposals` adds it, draft after draft.
+        A correction, if there is one, is not in them yet: `proposals` adds it, draft after draft, and hidden_states
+        [bs * K, H], after the final norm, are what it reads.
         """
         input_ids = self.known_ids(input_ids)
         if input_ids.numel() == 0:
@@ -183,7 +184,14 @@ class PEagleForCausalLM(nn.Module):
         hidden = self.model.norm(hidden)
         metadata = LogitsMetadata.from_forward_batch(forward_batch)
         logits = self.logits_processor._get_logits(hidden, self.lm_head, metadata)
-        return LogitsProcessorOutput(next_token_logits=logits, hidden_states=None)
+        return LogitsProcessorOutput(logits, hidden_states=None if self.correction is None else hidden)
+
+    def corrected_by(self, normed: Tensor, recent: Tensor) -> Tensor:
+        """Return what the correction adds to the logits of rows, [bs, draft vocabulary]: `proposals.Chain`."""
+        assert self.correction is not None
+        ids = self.known_ids(recent.clamp(min=0))
+        embeddings = self.model.embed_tokens(ids.flatten()).view(*ids.shape, -1) * (recent >= 0)[..., None]
+        return self.correction(normed, embeddings)
 
     def known_ids(self, token_ids: Tensor) -> Tensor:
         """Replace ids that the head's vocabulary has not by the mask token's."""
@@ -222,7 +230,7 @@ class PEagleForCausalLM(nn.Module):
 
     def _load(self, parameters: dict[str, nn.Parameter], name: str, tensor: Tensor) -> None:
         for part, (fused, shard) in STACKED.items():
-            if f".{part}." in name:
+            if f".{part}." in name and name.startswith("model."):  # the correction's own are not fused
                 parameter = parameters[name.replace(part, fused)]
                 parameter.weight_loader(parameter, tensor, shard)  # type: ignore[attr-defined]
                 return

@@ -11,6 +11,7 @@ import copy
 
 import torch
 import torch.nn.functional as F
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
 from sglang.srt.runtime_context import get_parallel
 from sglang.srt.speculative.eagle_info import EagleDraftInput
@@ -67,11 +68,11 @@ class DrafterPass(EagleDraftWorker):
         self.counters.decode_steps += 1
         runner, drafts = self.cuda_graph_runner_for_draft_extend, None
         if runner is not None and runner.fits(batch.seq_lens.shape[0]):
-            logits, drafts = runner.draft(batch, batch_result)
+            output, drafts = runner.draft(batch, batch_result)
         else:
-            logits = self.draft_runner.forward(self._decode_batch(batch, batch_result)).logits_output.next_token_logits
+            output = self.draft_runner.forward(self._decode_batch(batch, batch_result)).logits_output
         self.counters.decode_drafter_passes += 1
-        self._set_drafts(batch_result.next_draft_input, logits, batch, batch_result.new_seq_lens, drafts)
+        self._set_drafts(batch_result.next_draft_input, output, batch, batch_result.new_seq_lens, drafts)
 
     def _decode_batch(self, batch, batch_result) -> ForwardBatch:
         """Return SGLang's batch of a decode step's rows, where no graph has them; `batch` is changed for it."""
@@ -126,12 +127,12 @@ class DrafterPass(EagleDraftWorker):
                 self.mask_token_id,
             )
             forward_batch = self._prefill_batch(batch, rows, masks, target_hidden_states)
-            logits = self.draft_runner.forward(forward_batch).logits_output.next_token_logits
+            output = self.draft_runner.forward(forward_batch).logits_output
         self.counters.prefill_drafter_passes += 1
         draft_input = EagleDraftInput(
             bonus_tokens=next_token_ids, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1
         )
-        self._set_drafts(draft_input, logits, batch, batch.seq_lens)
+        self._set_drafts(draft_input, output, batch, batch.seq_lens)
         penalties.start(batch.reqs, finished, next_token_ids, self._target_vocab_size)
         return draft_input
 
@@ -169,15 +170,21 @@ class DrafterPass(EagleDraftWorker):
         return forward_batch
 
     def _set_drafts(
-        self, draft_input: EagleDraftInput, logits: Tensor, batch, lengths: Tensor, drafts: Tensor | None = None
+        self,
+        draft_input: EagleDraftInput,
+        output: LogitsProcessorOutput,
+        batch,
+        lengths: Tensor,
+        drafts: Tensor | None = None,
     ) -> None:
         """Enter the drafts of each request, as target ids.
 
-        logits: [bs * K, V_d]; lengths: int64[bs], one less than the tokens each request has so far; drafts: int64
+        output: logits [bs * K, V_d], and states [bs * K, H] of a head with a correction; lengths: int64[bs], one less than the tokens each request has so far; drafts: int64
         [bs, K], where a graph has computed the argmax already.
         """
+        logits = output.next_token_logits
         by_request = logits.view(-1, self.num_drafts, logits.shape[-1])
-        chain = None if drafts is not None else self._chain(draft_input)
+        chain = None if drafts is not None else self._chain(draft_input, output.hidden_states)
         if self.samples_drafts:
             proposal = proposals.propose_sampled(by_request, self.hot_token_id, batch.sampling_info, lengths + 1, chain)
             if chain is None:
@@ -198,12 +205,12 @@ class DrafterPass(EagleDraftWorker):
         draft_input.topk_p = self.certain.expand(ids.shape)
         draft_input.hidden_states = None
 
-    def _chain(self, draft_input: EagleDraftInput) -> proposals.Chain | None:
-        """Return what makes drafts follow from each other, None for a head without a correction."""
-        model = self.draft_runner.model
-        if model.correction is None:
+    def _chain(self, draft_input: EagleDraftInput, states: Tensor | None) -> proposals.Chain | None:
+        """Return what makes drafts follow from each other, None for a head without a correction, which has no states."""
+        if states is None:
             return None
-        return proposals.Chain(model.correction, model.known_ids(draft_input.bonus_tokens), _share)
+        by_request = states.view(-1, self.num_drafts, states.shape[-1])
+        return proposals.Chain(self.draft_runner.model.corrected_by, by_request, draft_input.bonus_tokens, _share)
 
     def draft(self, batch, *, with_topology: bool = False):
         """Return the verify input of the drafts that came with the batch; no drafter pass here."""

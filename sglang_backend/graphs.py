@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from sglang.srt.environ import envs
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor.cuda_graph_config import Backend, Phase, check_cuda_graph_backend
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode, ForwardBatch
 from sglang.srt.model_executor.forward_context import ForwardContext, forward_context
@@ -108,7 +109,8 @@ class DraftGraphs(EAGLEDraftExtendCudaGraphRunner):
             out = self.model_runner.model.forward(batch.input_ids, batch.positions, batch)
             if self.drafts is not None:
                 logits = out.next_token_logits.view(size, self.num_drafts, -1)
-                self.drafts[:size].copy_(propose_greedy(logits, self.draft_to_target, self._chain(batch)).token_ids)
+                chain = self._chain(batch, out.hidden_states)
+                self.drafts[:size].copy_(propose_greedy(logits, self.draft_to_target, chain).token_ids)
             return out
 
         with forward_context(ForwardContext(attn_backend=attention), forward_batch=batch):
@@ -117,13 +119,15 @@ class DraftGraphs(EAGLEDraftExtendCudaGraphRunner):
                 self._make_graph_key(size), run_once, post_warmup_hook=attention.on_after_cuda_graph_warmup
             )
 
-    def _chain(self, batch: ForwardBatch) -> Chain | None:
-        """Return what makes drafts follow from each other; each request's newest token is in the row of draft 1."""
-        model = self.model_runner.model
-        if model.correction is None:
+    def _chain(self, batch: ForwardBatch, states: Tensor | None) -> Chain | None:
+        """Return what makes drafts follow from each other; each request's newest token is in the row of draft 1.
+
+        states: [bs * K, H] of the pass, None of a head without a correction.
+        """
+        if states is None:
             return None
         newest = batch.input_ids[batch.spec_info.select_index.view(-1, self.num_drafts)[:, 0]]
-        return Chain(model.correction, model.known_ids(newest))
+        return Chain(self.model_runner.model.corrected_by, states.view(len(newest), self.num_drafts, -1), newest)
 
     def _static_batch(self, bs: int) -> ForwardBatch:
         buffers, rows, width = self.buffers, self.static.first(bs, self.num_drafts), self.captured_req_width
@@ -157,12 +161,12 @@ class DraftGraphs(EAGLEDraftExtendCudaGraphRunner):
         self.model_runner.kv_index_translator.bind_runner_slots(batch)
         return batch
 
-    def draft(self, batch, result) -> tuple[Tensor, Tensor | None]:
+    def draft(self, batch, result) -> tuple[LogitsProcessorOutput, Tensor | None]:
         """Run the pass of a decode step: three launches, and what the attention backend plans outside its graph.
 
         batch: SGLang's, of as many requests as `fits`; result: of their verification.
-        -> (logits [bs * K, draft vocabulary], valid until the next replay; drafts int64[bs, K] as target ids, None
-        where they are to be sampled)
+        -> (logits [bs * K, draft vocabulary] and states [bs * K, H] as of the model's forward, valid until the next
+        replay; drafts int64[bs, K] as target ids, None where they are to be sampled)
         """
         bs, states = batch.seq_lens.shape[0], result.logits_output.hidden_states
         padded = self._pad_to_bucket(bs, self.capture_bs)
@@ -178,7 +182,9 @@ class DraftGraphs(EAGLEDraftExtendCudaGraphRunner):
         with device_timer_ctx(self.model_runner.device_timer, "eagle_draft_extend"):
             out = self._replay_graph(self._make_graph_key(padded), None)
         drafts = None if self.drafts is None else self.drafts[:bs].clone()  # a request may wait with them
-        return out.next_token_logits[: bs * self.num_drafts], drafts
+        rows = bs * self.num_drafts
+        states = None if out.hidden_states is None else out.hidden_states[:rows]
+        return LogitsProcessorOutput(out.next_token_logits[:rows], hidden_states=states), drafts
 
     def _planned_batch(self, bs: int, lengths: Tensor | None) -> ForwardBatch:
         """Return the static batch with what backends read when they plan a replay.

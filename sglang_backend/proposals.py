@@ -6,19 +6,21 @@ whatever q is (Leviathan et al. 2023). The mask rows of one pass know nothing of
 is the same whatever was drawn at the slots before it: exactly what verification wants.
 
 A head with a correction (`peagle_core.correction`) chooses its drafts one after the other, in the same pass's logits:
-each row gets what the draft before it adds. Then q is that of the corrected row, given the draft before it; a draft is
-verified only where that one stands, so this is what verification wants, too.
+each row gets what the drafts before it add. Then q is that of the corrected row, given these drafts; a draft is
+verified only where they stand, so this is what verification wants, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from sglang.kernels.ops.speculative.row_argmax import row_argmax
 from sglang.srt.speculative.spec_utils import sample_draft_proposal
 from torch import Tensor
+
+from peagle_core.correction import recent_tokens
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,22 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Chain:
-    """What makes each draft follow from the one before it.
+    """What makes each draft follow from those before it.
 
-    correction: target ids int[bs] -> [bs, V_d], added to the next row's logits; newest: int[bs], the tokens before the
-    first drafts; share: makes drawn ids int64[bs] the first rank's, in place.
+    correction: what is added to the logits of bs rows, [bs, V_d], given their states [bs, H] after the final norm and
+    int64[bs, RECENT] of `recent_tokens`; states: [bs, K, H]; newest: int[bs], the tokens before the first drafts;
+    share: makes drawn ids int64[bs] the first rank's, in place.
     """
 
-    correction: Callable[[Tensor], Tensor]
+    correction: Callable[[Tensor, Tensor], Tensor]
+    states: Tensor
     newest: Tensor
     share: Callable[[Tensor], object] = lambda _: None
+
+    def added(self, drafts: Sequence[Tensor]) -> Tensor:
+        """Return what is added to the logits of the row behind these drafts, each int64[bs]: [bs, V_d]."""
+        recent = recent_tokens(torch.stack([self.newest.long(), *drafts], 1))[:, -1]
+        return self.correction(self.states[:, len(drafts)], recent)
 
 
 def propose_greedy(logits: Tensor, draft_to_target: Tensor | None, chain: Chain | None = None) -> Proposal:
@@ -49,11 +58,10 @@ def propose_greedy(logits: Tensor, draft_to_target: Tensor | None, chain: Chain 
     """
     if chain is None:
         return Proposal(_target_ids(_argmax(logits), draft_to_target))
-    drafts, previous = [], chain.newest
+    drafts: list[Tensor] = []
     for row in logits.unbind(1):
-        row += chain.correction(previous)
-        previous = _target_ids(_argmax(row), draft_to_target)
-        drafts.append(previous)
+        row += chain.added(drafts)
+        drafts.append(_target_ids(_argmax(row), draft_to_target))
     return Proposal(torch.stack(drafts, 1))
 
 
@@ -91,7 +99,7 @@ def _draw_in_turn(
     probs: list[Tensor] = []
     for step, row in enumerate(logits.unbind(1)):
         if chain is not None:
-            row += chain.correction(ids[-1] if ids else chain.newest)
+            row += chain.added(ids)
         q, _, token = sample_draft_proposal(
             row,
             sampling_info.temperatures,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from peagle_core.correction import recent_tokens_of_elements
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
 from peagle_core.loss import Labels, distillation_loss
@@ -47,8 +48,8 @@ class Step:
         labels = Labels(self.batch.final_hidden, self.target_rows, position + 1)
         weights = self.depth_weights
         weight = torch.ones_like(depth, dtype=self.loss_sum.dtype) if weights is None else weights[depth]
-        # An element predicts x_{position + 2}; the token before that one is known, whatever its depth.
-        features, head = self.drafter.loss_factors(hidden, self.batch.input_ids[position + 1])
+        recent = recent_tokens_of_elements(self.batch.input_ids, self.elements.anchor[rows], depth)
+        features, head = self.drafter.loss_factors(hidden, recent)
         total, correct = distillation_loss(features, head, labels, weight, self.options.loss, tv=self.options.tv)
         self.loss_sum = self.loss_sum + total.detach()
         self.right[rows] = correct

@@ -6,25 +6,38 @@ import json
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from layouts import stream
 from steps import SMALL, assert_same, gradients, step, steps_at_both_precisions
-from test_parity import serving_logits
+from test_parity import serving_states
 from tiny import random_batch, tiny_config, tiny_drafter, tiny_target
 from torch import Tensor
 
 from peagle_core.checkpoint import load_drafter, save_drafter
 from peagle_core.cod import sample_elements
+from peagle_core.correction import NONE, RECENT, recent_tokens, recent_tokens_of_elements
 from peagle_core.config import HIDDEN_STATE_DESIGNS, PEagleConfig
 from peagle_core.config_formats import speculators_config_dict
 from peagle_core.draft_vocabulary import draft_vocab_ids
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
 from peagle_core.errors import InputError
-from peagle_core.generate import choose_drafts, speculate
+from peagle_core.generate import chain_logits, choose_drafts, speculate
 from peagle_core.training import Batch, StepOptions, activation_costs, charged_elements, forward_elements
 
-RANK = 5
+RANK, K = 5, 5
 PACKED = ("uAAAAAAAAA", "uuAAAAAAA")
+
+
+def added(drafter: PEagleDrafter, normed: Tensor, chain: list[int]) -> Tensor:
+    """What the correction adds to the logits of one row [V_d], from its definition; chain: tokens, the newest last."""
+    own = drafter.correction
+    embeddings = [own.embed_norm(drafter.embed_tokens.weight[token]) for token in reversed(chain[-RECENT:])]
+    nothing = [torch.zeros_like(normed)] * (RECENT - len(embeddings))
+    x = torch.cat([normed, *embeddings, *nothing])
+    gate, up = own.gate_proj.weight @ x, own.up_proj.weight @ x
+    return own.lm_head.weight @ (gate * gate.sigmoid() * up)
 
 
 def reference_loss(
@@ -35,13 +48,13 @@ def reference_loss(
     charged = charged_elements(elements, batch, head, drafter.d2t)
     elements, charged = elements[(rows := elements.argsort("anchor"))], charged[rows]
     hidden = forward_elements(drafter, batch, elements, "dense")
-    w1, w2 = drafter.correction.embed_tokens.weight, drafter.correction.lm_head.weight
     target_rows = head[draft_vocab_ids(drafter.d2t)]
     total = torch.zeros((), dtype=torch.float64)
     for row in charged.nonzero().squeeze(-1).tolist():
         anchor, depth = int(elements.anchor[row]), int(elements.depth[row])
-        previous = batch.input_ids[anchor + depth + 1]  # the row predicts the token after it
-        log_q = (drafter.lm_head(drafter.norm(hidden[row])) + w2 @ w1[previous]).log_softmax(-1)
+        chain = batch.input_ids[anchor + 1 : anchor + depth + 2].tolist()  # the row predicts the token after them
+        normed = drafter.norm(hidden[row])
+        log_q = (drafter.lm_head(normed) + added(drafter, normed, chain)).log_softmax(-1)
         log_p = (target_rows @ batch.final_hidden[anchor + depth + 1]).log_softmax(-1)
         total = total + ((log_p.exp() * (log_p - log_q)).sum() if loss == "kl" else -log_q[log_p.argmax()])
     (total / charged.sum()).backward()
@@ -81,40 +94,48 @@ def test_it_goes_with_every_hidden_state_design(design):
 
 
 def test_the_loop_corrects_as_training_does():
-    # The loop is fed the text: its row d at anchor a, corrected by the text's own token, is the element (a, d).
+    # The loop is fed the text: its row d at anchor a, corrected by the text's own tokens, is the element (a, d).
     config = tiny_config(correction_rank=RANK)
     drafter = tiny_drafter(config, scale=1.5)
     packed = stream("A" * 14)
     batch, _ = random_batch(config, *packed)
     elements = sample_elements(*packed, 4, 1.0)
     elements = elements[elements.argsort("anchor")]
-    features, head = drafter.loss_factors(
-        forward_elements(drafter, batch, elements), batch.input_ids[elements.position + 1]
-    )
-    loop, compared = serving_logits(drafter, batch, 0, 14, [1] * 13), 0
+    recent = recent_tokens_of_elements(batch.input_ids, elements.anchor, elements.depth)
+    features, head = drafter.loss_factors(forward_elements(drafter, batch, elements), recent)
+    loop, compared = serving_states(drafter, batch, 0, 14, [1] * 13), 0
+    text = torch.cat([batch.input_ids, torch.zeros(K, dtype=torch.int64)])
     for row, (anchor, depth) in enumerate(zip(elements.anchor.tolist(), elements.depth.tolist(), strict=True)):
-        corrected = drafter.corrected(loop[anchor][depth], batch.input_ids[anchor + depth + 1])
+        corrected = chain_logits(drafter, loop[anchor], text[anchor + 1], text[anchor + 2 : anchor + 2 + K])[depth]
         torch.testing.assert_close((features @ head.T)[row], corrected, rtol=0, atol=1e-9)
         compared += depth > 0
     assert compared > 20
 
 
-def test_every_draft_follows_the_one_before_it():
+def test_every_draft_follows_those_before_it():
     config = tiny_config(draft_vocab_size=20, correction_rank=RANK)
     drafter = tiny_drafter(config)
-    logits, newest = torch.randn(6, 20, dtype=torch.float64), torch.tensor(7)
-    drafts = choose_drafts(drafter, logits, newest).tolist()
-    w1, w2, ids = (
-        drafter.correction.embed_tokens.weight,
-        drafter.correction.lm_head.weight,
-        draft_vocab_ids(drafter.d2t),
-    )
-    previous = int(newest)
-    for row, draft in zip(logits, drafts, strict=True):
-        assert draft == int(ids[(row + w2 @ w1[previous]).argmax()])
-        previous = draft
-    assert drafts != drafter.target_ids(logits.argmax(-1)).tolist()
-    assert len({int(choose_drafts(drafter, logits, torch.tensor(x))[0]) for x in range(config.vocab_size)}) > 5
+    states, newest = torch.randn(6, config.hidden_size, dtype=torch.float64), torch.tensor(7)
+    drafts = choose_drafts(drafter, states, newest)
+    ids, chain = draft_vocab_ids(drafter.d2t), [int(newest)]
+    logits = []
+    for row in states:
+        logits.append(drafter.lm_head(row) + added(drafter, row, chain))
+        chain.append(int(ids[logits[-1].argmax()]))
+    assert drafts.tolist() == chain[1:]
+    torch.testing.assert_close(chain_logits(drafter, states, newest, drafts), torch.stack(logits))
+    assert drafts.tolist() != drafter.target_ids(drafter.lm_head(states).argmax(-1)).tolist()
+    assert len({int(choose_drafts(drafter, states, torch.tensor(x))[0]) for x in range(config.vocab_size)}) > 5
+
+
+@given(st.integers(0, 30), st.integers(0, 7), st.integers(0, 2**31))
+def test_elements_and_chains_are_told_of_the_same_tokens(anchor, depth, seed):
+    ids = torch.randint(0, 50, (anchor + depth + 2,), generator=torch.Generator().manual_seed(seed))
+    (found,) = recent_tokens_of_elements(ids, torch.tensor([anchor]), torch.tensor([depth]))
+    chain = ids[anchor + 1 :]
+    assert torch.equal(found, recent_tokens(chain)[-1])
+    expected = chain.flip(0)[:RECENT].tolist()
+    assert found.tolist() == expected + [NONE] * (RECENT - len(expected))
 
 
 def test_any_correction_leaves_the_output_alone(tiny_target):
@@ -137,7 +158,8 @@ def test_it_starts_at_nothing_and_learns_at_once():
     theirs = dict(plain.named_parameters())
     own = {name: p for name, p in drafter.named_parameters() if name not in theirs}
     assert {n: tuple(p.shape) for n, p in own.items()} == {
-        "correction.embed_tokens.weight": (23, RANK), "correction.lm_head.weight": (23, RANK)}  # fmt: skip
+        "correction.embed_norm.weight": (8,), "correction.gate_proj.weight": (RANK, 8 * (1 + RECENT)),
+        "correction.up_proj.weight": (RANK, 8 * (1 + RECENT)), "correction.lm_head.weight": (23, RANK)}  # fmt: skip
     assert all(torch.equal(p, dict(drafter.named_parameters())[n]) for n, p in theirs.items())
     packed = stream(*PACKED)
     batch, head = random_batch(drafter.config, *packed)
@@ -152,7 +174,7 @@ def test_it_starts_at_nothing_and_learns_at_once():
 def test_autocast_stays_near_full_precision(mode):
     packed = stream("u" + 200 * "A", 150 * "A")
     grads, low_grads = steps_at_both_precisions(tiny_config(**SMALL, correction_rank=RANK), packed, mode)
-    for name in ("correction.embed_tokens.weight", "correction.lm_head.weight", "lm_head.weight"):
+    for name in ("correction.gate_proj.weight", "correction.lm_head.weight", "lm_head.weight"):
         assert low_grads[name].dtype == torch.float32
         assert (low_grads[name] - grads[name]).norm() <= 0.06 * grads[name].norm(), name
 
@@ -197,7 +219,7 @@ def test_what_a_correction_cannot_be(tmp_path):
     path = tmp_path / "head/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"correction_rank": RANK}))
     assert PEagleConfig.from_pretrained(tmp_path / "head").correction_rank == RANK
-    with pytest.raises(InputError, match=r"tensor 'correction\.embed_tokens\.weight' is missing and 1 more"):
+    with pytest.raises(InputError, match=r"tensor 'correction\.embed_norm\.weight' is missing and 3 more"):
         load_drafter(tmp_path / "head")
 
 

@@ -15,7 +15,7 @@ from variants import VARIANTS
 from peagle_core.config import PEagleConfig
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
-from peagle_core.generate import DraftCache, draft_logits, speculate
+from peagle_core.generate import DraftCache, draft_states, speculate
 from peagle_core.target import target_head
 from peagle_core.training import Batch, forward_elements, loss_and_backward
 
@@ -31,15 +31,15 @@ def training_logits(drafter: PEagleDrafter, batch: Batch, elements: Elements, at
     return dict(zip(pairs, logits, strict=True))
 
 
-def serving_logits(drafter: PEagleDrafter, batch: Batch, start: int, stop: int, steps: list[int]) -> dict[int, Tensor]:
-    """anchor -> [K, V_d] of the reference loop over tokens start..stop-1, fed steps[0], steps[1], ... real rows."""
+def serving_states(drafter: PEagleDrafter, batch: Batch, start: int, stop: int, steps: list[int]) -> dict[int, Tensor]:
+    """anchor -> [K, H] of the reference loop over tokens start..stop-1, fed steps[0], steps[1], ... real rows."""
     cache, seen, found = DraftCache(), 0, {}
     for count in steps:
         rows = slice(start + seen, start + seen + count)
         tokens = batch.input_ids[rows.start + 1 : rows.stop + 1]
         if rows.stop >= stop:
             break
-        found[rows.stop - 1] = draft_logits(drafter, cache, tokens, batch.aux[rows], K, seen)
+        found[rows.stop - 1] = draft_states(drafter, cache, tokens, batch.aux[rows], K, seen)
         seen += count
     return found
 
@@ -51,7 +51,8 @@ def largest_difference(drafter: PEagleDrafter, batch: Batch, steps: list[int]) -
     for doc in batch.doc_ids.unique().tolist():
         where = (batch.doc_ids == doc).nonzero().squeeze(-1).tolist()
         start, stop = where[0], where[-1] + 1
-        for anchor, logits in serving_logits(drafter, batch, start, stop, steps).items():
+        for anchor, states in serving_states(drafter, batch, start, stop, steps).items():
+            logits = drafter.lm_head(states)
             for depth in range(K):
                 if (anchor, depth) in trained:
                     worst = max(worst, float((trained[anchor, depth] - logits[depth]).abs().max()))

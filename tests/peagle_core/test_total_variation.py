@@ -9,6 +9,7 @@ from steps import SMALL, assert_same, gradients, step
 from tiny import random_batch, tiny_config, tiny_drafter
 
 from peagle_core.cod import sample_elements
+from peagle_core.correction import recent_tokens_of_elements
 from peagle_core.draft_vocabulary import draft_vocab_ids
 from peagle_core.errors import InputError
 from peagle_core.training import StepOptions, charged_elements, forward_elements
@@ -33,7 +34,8 @@ def reference(drafter, batch, elements, head, tv: float):
     drafter.zero_grad(set_to_none=True)
     charged = charged_elements(elements, batch, head, drafter.d2t)
     states = forward_elements(drafter, batch, elements, "dense")
-    logits = drafter.corrected(drafter.logits(states), batch.input_ids[elements.position + 1])
+    recent = recent_tokens_of_elements(batch.input_ids, elements.anchor, elements.depth)
+    logits = drafter.corrected_logits(drafter.norm(states), recent)
     target_rows = head[draft_vocab_ids(drafter.d2t)]
     total = torch.zeros((), dtype=torch.float64)
     for row in charged.nonzero().squeeze(-1).tolist():

@@ -11,7 +11,9 @@ from tiny import tiny_config, tiny_drafter
 
 pytest.importorskip("sglang")
 
-from peagle_core.generate import choose_drafts
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+
+from peagle_core.generate import chain_logits, choose_drafts
 from sglang_backend import drafter_pass, proposals
 from sglang_backend.cpu.torch_kernels import verify_sampling
 from sglang_backend.draft_distributions import DraftDistributions
@@ -19,7 +21,7 @@ from sglang_backend.drafter_pass import DrafterPass
 from sglang_backend.graphs import DraftGraphs
 from sglang_backend.proposals import Chain, propose_greedy, propose_sampled
 
-BS, K, VOCAB = 5, 4, 61
+BS, K, VOCAB, WIDTH = 5, 4, 61, 24
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +32,16 @@ def torch_draws(monkeypatch) -> None:
 @pytest.fixture
 def drafter():
     return tiny_drafter(tiny_config(draft_vocab_size=20, correction_rank=6), dtype=torch.float32)
+
+
+def corrected_by(drafter):
+    """`PEagleForCausalLM.corrected_by` over the reference's weights."""
+    return lambda normed, recent: drafter.corrected_logits(normed, recent) - drafter.lm_head(normed)
+
+
+def chain_logits_of_all(drafter, states, newest, drafts) -> torch.Tensor:
+    """[BS, K, V_d] of the reference loop."""
+    return torch.stack([chain_logits(drafter, *one) for one in zip(states, newest.long(), drafts, strict=True)])
 
 
 def sampling_info(bs: int, top_k: int = 1 << 30) -> SimpleNamespace:
@@ -43,10 +55,11 @@ def sampling_info(bs: int, top_k: int = 1 << 30) -> SimpleNamespace:
 @pytest.mark.parametrize("sampled", [False, True])
 def test_greedy_drafts_are_the_reference_loops(drafter, sampled):
     to_target = drafter.target_ids(torch.arange(20))
-    logits, newest = torch.randn(BS, K, 20), torch.randint(0, VOCAB, (BS,), dtype=torch.int32)
-    expected = torch.stack([choose_drafts(drafter, rows, token) for rows, token in zip(logits, newest, strict=True)])
-    corrected = drafter.corrected(logits, torch.cat([newest[:, None], expected[:, :-1]], 1))
-    chain = Chain(drafter.correction, newest)
+    states, newest = torch.randn(BS, K, WIDTH), torch.randint(0, VOCAB, (BS,), dtype=torch.int32)
+    logits = drafter.lm_head(states)
+    expected = torch.stack([choose_drafts(drafter, *pair) for pair in zip(states, newest.long(), strict=True)])
+    corrected = chain_logits_of_all(drafter, states, newest, expected)
+    chain = Chain(corrected_by(drafter), states, newest)
     if sampled:
         found = propose_sampled(logits, to_target, sampling_info(BS, top_k=1), torch.arange(BS), chain)
     else:
@@ -58,10 +71,10 @@ def test_greedy_drafts_are_the_reference_loops(drafter, sampled):
 @torch.no_grad()
 def test_each_distribution_is_that_of_the_corrected_row(drafter):
     to_target = drafter.target_ids(torch.arange(20))
-    logits, newest = torch.randn(BS, K, 20), torch.randint(0, VOCAB, (BS,))
-    chain = Chain(drafter.correction, newest)
-    found = propose_sampled(logits.clone(), to_target, sampling_info(BS), torch.arange(BS), chain)
-    corrected = drafter.corrected(logits, torch.cat([newest[:, None], found.token_ids[:, :-1]], 1))
+    states, newest = torch.randn(BS, K, WIDTH), torch.randint(0, VOCAB, (BS,))
+    chain = Chain(corrected_by(drafter), states, newest)
+    found = propose_sampled(drafter.lm_head(states), to_target, sampling_info(BS), torch.arange(BS), chain)
+    corrected = chain_logits_of_all(drafter, states, newest, found.token_ids)
     torch.testing.assert_close(found.probs, (corrected / 0.7).softmax(-1))
     assert torch.isin(found.token_ids, to_target).all()
 
@@ -75,7 +88,7 @@ def test_verification_gives_the_targets_distribution():
     logits = torch.tensor([[0.5, 1.0, -1.0], [0.2, 0.0, 0.4]]).repeat(bs, 1, 1)
     table = torch.zeros(vocab, 3)
     table[to_target] = torch.tensor([[3.0, 0.0, -2.0], [-2.0, 1.0, 1.0], [0.0, -3.0, 2.0]])
-    chain = Chain(lambda previous: table[previous], torch.full((bs,), 1))
+    chain = Chain(lambda _, recent: table[recent[:, 0]], torch.zeros(bs, 2, 0), torch.full((bs,), 1))
     proposal = propose_sampled(logits, to_target, sampling_info(bs), torch.arange(bs), chain)
     distributions = DraftDistributions(bs, 2, vocab, "cpu")
     distributions.write(torch.arange(bs), proposal.probs, to_target)
@@ -104,8 +117,7 @@ def worker(drafter, samples: bool) -> DrafterPass:
     made.distributions = DraftDistributions(BS + 1, K, VOCAB + 3, "cpu")
     made.hot_token_id = drafter.target_ids(torch.arange(20))
     made.target_worker = SimpleNamespace(model_config=SimpleNamespace(vocab_size=VOCAB + 3))
-    model = SimpleNamespace(correction=drafter.correction, known_ids=lambda ids: ids.clamp(max=VOCAB - 1))
-    made.draft_runner = SimpleNamespace(model=model)
+    made.draft_runner = SimpleNamespace(model=SimpleNamespace(corrected_by=corrected_by(drafter)))
     return made
 
 
@@ -116,16 +128,16 @@ def test_all_ranks_verify_the_first_ranks_draws_with_its_distributions(drafter, 
     calls = iter(theirs)
     group = SimpleNamespace(world_size=2, broadcast=lambda drafts, src: drafts.copy_(next(calls)))
     monkeypatch.setattr(drafter_pass, "get_parallel", lambda: SimpleNamespace(tp_group=group))
-    logits, newest = torch.randn(BS * K, 20), torch.tensor([3, 9, 1, VOCAB + 2, 5])  # one that the head has not
+    states, newest = torch.randn(BS, K, WIDTH), torch.tensor([3, 9, 1, 2, 5])
+    logits = drafter.lm_head(states)
     draft_input = SimpleNamespace(bonus_tokens=newest)
     requests, made = torch.randperm(BS) + 1, worker(drafter, samples=True)
     batch = SimpleNamespace(sampling_info=sampling_info(BS), reqs=[], req_pool_indices=requests)
-    rows = logits.clone().view(BS, K, 20)
-    made._set_drafts(draft_input, logits, batch, torch.arange(BS))
+    output = LogitsProcessorOutput(logits.flatten(0, 1), hidden_states=states.flatten(0, 1))
+    made._set_drafts(draft_input, output, batch, torch.arange(BS))
     assert torch.equal(draft_input.topk_index, theirs.T)
-    previous = torch.cat([newest.clamp(max=VOCAB - 1)[:, None], draft_input.topk_index[:, :-1]], 1)
     ids = drafter.target_ids(torch.arange(20))
-    expected = (drafter.corrected(rows, previous) / 0.7).softmax(-1)
+    expected = (chain_logits_of_all(drafter, states, newest, draft_input.topk_index) / 0.7).softmax(-1)
     torch.testing.assert_close(made.distributions.probs[requests][..., ids], expected)
 
 
@@ -133,15 +145,16 @@ def test_all_ranks_verify_the_first_ranks_draws_with_its_distributions(drafter, 
 def test_a_graph_finds_the_newest_token_in_the_row_of_the_first_draft(drafter):
     graphs = object.__new__(DraftGraphs)
     graphs.num_drafts = 3
-    graphs.model_runner = SimpleNamespace(model=SimpleNamespace(correction=drafter.correction, known_ids=lambda x: x))
+    model = SimpleNamespace(corrected_by=corrected_by(drafter))
+    graphs.model_runner = SimpleNamespace(model=model)
     select = torch.tensor([1, 2, 3, 6, 7, 8])
     batch = SimpleNamespace(
         input_ids=torch.arange(100, 112), spec_info=SimpleNamespace(select_index=select), batch_size=2
     )
-    chain = graphs._chain(batch)
-    assert chain.newest.tolist() == [101, 106] and chain.correction is drafter.correction
-    graphs.model_runner.model.correction = None
-    assert graphs._chain(batch) is None
+    chain = graphs._chain(batch, torch.arange(12.0).view(6, 2))
+    assert chain.newest.tolist() == [101, 106] and chain.correction is model.corrected_by
+    assert chain.states[1, 0].tolist() == [6, 7]
+    assert graphs._chain(batch, None) is None
 
 
 def test_without_a_correction_drafts_are_chosen_at_once(monkeypatch):

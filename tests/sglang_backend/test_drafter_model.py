@@ -16,6 +16,9 @@ pytest.importorskip("sglang")
 from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.runtime_context import get_context, get_parallel
 
+from peagle_core.checkpoint import load_drafter
+from peagle_core.correction import NONE
+
 ROWS, K, LAYERS = 14, 3, 3
 
 
@@ -76,14 +79,31 @@ def model(causal_lm):
 def test_a_correction_is_loaded_and_updated_in_place(causal_lm, tmp_path):
     """Captured graphs read it where it is; an update may bring it in a bucket of its own."""
     stored = load_file(tmp_path / "model.safetensors")
-    w1, w2 = causal_lm.correction.embed_tokens.weight, causal_lm.correction.lm_head.weight
-    assert torch.equal(w1, stored["correction.embed_tokens.weight"]) and w1.any()
-    assert not (w1.requires_grad or w2.requires_grad)
+    own, w2 = causal_lm.correction.state_dict(), causal_lm.correction.lm_head.weight
+    assert all(torch.equal(own[name], stored[f"correction.{name}"]) for name in own)
+    assert own["gate_proj.weight"].any() and own["up_proj.weight"].any()
+    assert not any(parameter.requires_grad for parameter in causal_lm.correction.parameters())
     place, new = w2.data_ptr(), torch.randn_like(w2)
     causal_lm.load_weights([("correction.lm_head.weight", new)])
     assert torch.equal(causal_lm.correction.lm_head.weight, new) and w2.data_ptr() == place
     causal_lm.unknown_ids = True
     assert causal_lm.known_ids(torch.tensor([3, 10**6])).tolist() == [3, causal_lm.head.mask_token_id]
+
+
+@torch.no_grad()
+def test_what_it_adds_is_the_reference_loops(causal_lm, tmp_path):
+    """Over SGLang's embedding, with tokens that there are not, and one that the head's vocabulary has not."""
+    stored = load_drafter(tmp_path)
+    table = causal_lm.model.embed_tokens
+    table.forward = lambda ids: F.embedding(ids, table.weight)  # SGLang's wants a process group
+    torch.nn.init.normal_(causal_lm.correction.lm_head.weight)
+    stored.correction.lm_head.weight.copy_(causal_lm.correction.lm_head.weight)
+    head, normed = causal_lm.head, torch.randn(3, causal_lm.head.hidden_size)
+    recent = torch.tensor([[4, NONE, NONE], [7, 9, 2], [10**6, 3, NONE]])
+    causal_lm.unknown_ids = True
+    found = causal_lm.corrected_by(normed, recent)
+    recent[2, 0] = head.mask_token_id
+    torch.testing.assert_close(found, stored.corrected_logits(normed, recent) - stored.lm_head(normed))
 
 
 @torch.no_grad()

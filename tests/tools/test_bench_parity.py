@@ -47,10 +47,10 @@ def passes(pair) -> list[Pass]:
     for number, (rid, known) in enumerate(places):
         tokens = torch.tensor((TEXTS.get(rid) or TEXTS["a"])[1])
         ids = torch.cat([tokens, tokens])[:known]
-        logits, head = reference_logits(*pair, ids, K), pair[1]
-        drafts = choose_drafts(head, logits, ids[-1])
-        logits = head.corrected(logits, torch.cat([ids[-1:], drafts[:-1]]))
-        made.append(Pass(number, 1 + number % 2, rid, known, drafts, logits))
+        drafts = torch.zeros(K, dtype=torch.int64)
+        for slot in range(K):  # each from those before it
+            drafts[slot] = pair[1].target_ids(reference_logits(*pair, ids, drafts)[slot].argmax())
+        made.append(Pass(number, 1 + number % 2, rid, known, drafts, reference_logits(*pair, ids, drafts)))
     return made
 
 

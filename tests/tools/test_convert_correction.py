@@ -12,6 +12,7 @@ from tiny import tiny_config, tiny_drafter, tiny_target
 from tiny_heads import write_flat
 
 from peagle_core.checkpoint import save_drafter
+from peagle_core.correction import RECENT
 from peagle_core.generate import speculate
 from peagle_core.tensors import weight_files
 from tools.convert import correction_cost
@@ -29,7 +30,7 @@ def test_only_our_own_format_has_a_place_for_a_correction(tmp_path, capsys, to):
     if to == "peagle":
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
-        assert sum("correction" in name for name in after) == 2
+        assert sum("correction" in name for name in after) == 4
     else:
         assert not [name for name in after if "correction" in name]
         assert "correction" not in (result / "config.json").read_text()
@@ -54,12 +55,18 @@ def test_with_the_target_at_hand_its_cost_is_measured(tmp_path, target, capsys, 
     def loop() -> list:
         return [speculate(target, drafter, prompt, 3, 16) for prompt in prompts]
 
+    said_after = torch.zeros(vocab, vocab)  # [token, the next one]
+    for answer in loop():
+        for before, after in pairwise(answer.output_ids):
+            said_after[before] = torch.eye(vocab)[after]
+    own, width = drafter.correction, drafter.config.hidden_size
     with torch.no_grad():
-        drafter.correction.embed_tokens.weight.copy_(torch.eye(vocab))
-        for answer in loop():
-            for before, after in pairwise(answer.output_ids):
-                drafter.correction.lm_head.weight[:, before] = 0
-                drafter.correction.lm_head.weight[after, before] = 1000
+        for projection in (own.gate_proj, own.up_proj):  # of the newest token alone
+            projection.weight[:, :width] = projection.weight[:, 2 * width :] = 0
+        nothing = torch.zeros(vocab, RECENT - 1, width)
+        newest = torch.cat([drafter.embed_tokens.weight[:, None], nothing], 1)
+        features = own.features(torch.zeros(vocab, width), newest)
+        own.lm_head.weight.copy_(torch.linalg.solve(features.double(), 1000 * said_after.double()).T)
     save_drafter(drafter, tmp_path / "head", torch.float32)
     places = [str(tmp_path / name) for name in ("head", "new", "target")]
     assert main([places[0], places[1], "--to", "vllm", "--target", places[2]]) == 0

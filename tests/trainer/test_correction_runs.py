@@ -56,7 +56,7 @@ def test_it_learns_resumes_and_is_exported(finished, options, tmp_path, capsys):
     head = run_export(finished, destination=tmp_path / "head", verify=True)
     assert capsys.readouterr().out.count("equal to the target's own") == 2
     assert json.loads((head / "config.json").read_text())["correction_rank"] == 4
-    assert load_file(head / "model.safetensors")["correction.embed_tokens.weight"].shape == (288, 4)
+    assert load_file(head / "model.safetensors")["correction.lm_head.weight"].shape == (144, 4)
     card = (head / "README.md").read_text()
     assert "| correction | rank 4 |" in card
     assert "With vLLM (which reads no correction: " in card
@@ -69,12 +69,14 @@ def test_without_it_nothing_speaks_of_it(options, tmp_path):
     assert not [name for name in stored(newest_checkpoint(config.checkpoints)) if "correction" in name]
 
 
-def test_its_embedding_is_no_matrix_and_its_head_none_of_muons(options):
+def test_its_head_is_none_of_muons(options):
     drafter = open_run(load_config(None, [*options, RANK])).drafter
-    _, adamw = make_optimizers(drafter, load_config(None, options).optim, torch.float32)
+    own = drafter.correction
+    muon, adamw = make_optimizers(drafter, load_config(None, options).optim, torch.float32)
     decayed, plain = ({id(p) for p in group["params"]} for group in adamw.param_groups)
-    assert {id(drafter.correction.lm_head.weight), id(drafter.lm_head.weight)} == decayed
-    assert {id(drafter.correction.embed_tokens.weight), id(drafter.embed_tokens.weight)} <= plain
+    assert {id(own.lm_head.weight), id(drafter.lm_head.weight)} == decayed
+    assert {id(own.embed_norm.weight), id(drafter.embed_tokens.weight)} <= plain
+    assert {id(own.gate_proj.weight), id(own.up_proj.weight)} <= {id(p) for p in muon.param_groups[0]["params"]}
 
 
 def test_a_head_without_one_is_given_one_that_starts_at_zero(options, tmp_path, capsys):
@@ -88,8 +90,8 @@ def test_a_head_without_one_is_given_one_that_starts_at_zero(options, tmp_path, 
     assert loss_of(run) == pytest.approx(ended, rel=1e-5)
     assert "a correction of rank 4, which the head has not, starts at zero" in capsys.readouterr().out
     again = open_run(config).drafter.correction
-    assert torch.equal(run.drafter.correction.embed_tokens.weight, again.embed_tokens.weight)
-    assert again.embed_tokens.weight.std() > 0.1
+    assert torch.equal(run.drafter.correction.gate_proj.weight, again.gate_proj.weight)
+    assert again.gate_proj.weight.std() > 0.01
     run_train(config)
     assert load_drafter(config.output / "head").correction.lm_head.weight.any()
 
@@ -103,7 +105,7 @@ def test_a_head_with_one_keeps_it(finished, target_dir, options, tmp_path, capsy
     says = "another shape than drafter.correction_rank 8 (there: 4)"
     elsewhere = [f"output_dir={tmp_path / 'on'}", f"drafter.init={head}", "drafter.correction_rank=8"]
     refused(["train", *options, *elsewhere], 2, says, capsys)
-    # A target with more ids than the head: they are corrected by fresh rows.
+    # A target with more ids than the head: what reads their embeddings is as it was.
     tuned = LlamaForCausalLM.from_pretrained(target_dir)
     tuned.resize_token_embeddings(291)
     for file in Path(target_dir).iterdir():
@@ -112,9 +114,8 @@ def test_a_head_with_one_keeps_it(finished, target_dir, options, tmp_path, capsy
     tuned.save_pretrained(tmp_path / "tuned")
     grown = open_run(load_config(None, [*options, f"drafter.init={head}", f"target={tmp_path / 'tuned'}"])).drafter
     old = load_drafter(head).correction
-    assert torch.equal(grown.correction.embed_tokens.weight[:288], old.embed_tokens.weight)
-    assert grown.correction.embed_tokens.weight.shape == (291, 4)
-    assert torch.equal(grown.correction.lm_head.weight, old.lm_head.weight)
+    assert len(grown.embed_tokens.weight) == 291
+    assert all(torch.equal(grown.correction.state_dict()[name], tensor) for name, tensor in old.state_dict().items())
 
 
 def test_evaluation_drafts_with_it(finished):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from peagle_core.checkpoint import load_drafter
 from peagle_core.elements import Elements, supervised
-from peagle_core.generate import DraftCache, draft_logits
+from peagle_core.generate import DraftCache, draft_states
 from trainer.config import load_config
 from trainer.data.documents import Document
 from trainer.data.packing import pack
@@ -72,7 +72,8 @@ def counted(drafter, states, document: Document) -> tuple[Tensor, Tensor]:
     cache = DraftCache()
     for anchor in range(len(document) - 1):
         tokens, aux = batch.input_ids[anchor + 1 : anchor + 2], batch.aux[anchor : anchor + 1]
-        drafts = drafter.target_ids(draft_logits(drafter, cache, tokens, aux, DEPTHS, anchor).argmax(-1))
+        states = draft_states(drafter, cache, tokens, aux, DEPTHS, anchor)
+        drafts = drafter.target_ids(drafter.lm_head(states).argmax(-1))
         chain = Elements(torch.full((DEPTHS,), anchor), torch.arange(DEPTHS))
         for depth in supervised(chain, batch.loss_mask, batch.doc_ids).nonzero().squeeze(-1).tolist():
             label = int(wanted[anchor + depth + 1])

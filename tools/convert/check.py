@@ -9,7 +9,7 @@ from torch import Tensor
 
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.errors import InputError
-from peagle_core.generate import DraftCache, draft_logits
+from peagle_core.generate import DraftCache, chain_logits, draft_states
 from peagle_core.tensors import SHARED, checked_tensors, expected_shapes
 from tools.heads.head import Head
 from tools.heads.target import Target
@@ -53,8 +53,10 @@ def _run(head: Head, target: Target | None, corrected: bool) -> tuple[Tensor, Te
     rng = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, head.config.vocab_size, (ROWS,), generator=rng)
     aux = torch.randn(ROWS, head.config.fused_size, generator=rng)
-    logits = draft_logits(drafter, DraftCache(), tokens, aux, DEPTHS, 0)
-    return drafter.corrected(logits, tokens[:DEPTHS]) if corrected else logits, drafter.d2t
+    if not corrected:
+        drafter.correction = None
+    states = draft_states(drafter, DraftCache(), tokens, aux, DEPTHS, 0)
+    return chain_logits(drafter, states, tokens[-1], tokens[:DEPTHS]), drafter.d2t
 
 
 @torch.no_grad()

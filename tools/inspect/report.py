@@ -115,7 +115,7 @@ def _describe(report: Report, config: PEagleConfig, tensors: list[StoredTensor])
     facts["target"] = f"{config.target or 'not named'}, width {config.target_hidden_size}"
     facts["vocabulary"] = f"{config.vocab_size}, drafts from {config.draft_vocab_size}"
     if config.correction_rank:
-        facts["correction"] = f"rank {config.correction_rank}, by which each draft knows the one before it"
+        facts["correction"] = f"rank {config.correction_rank}, by which each draft knows those before it"
     switches = ("norm_before_residual", "norm_before_fc", "fc_norm", "qk_norm", "attention_bias")
     facts["switched on"] = ", ".join(name for name in switches if getattr(config, name)) or "nothing"
     rope = config.rope_parameters
@@ -142,8 +142,8 @@ def _pass_bytes(config: PEagleConfig, used: list[StoredTensor]) -> str:
     """Say how many bytes of weights one pass reads from memory, in the stored dtype, whatever the batch."""
     sizes = {t.bare: t.nbytes for t in used}
     # mask_hidden is projected once, at load.
-    per_draft = sizes.pop("correction.lm_head.weight", 0)
-    by_row = ("embed_tokens.weight", "correction.embed_tokens.weight", "mask_hidden")
+    per_draft = sum(sizes.pop(name) for name in list(sizes) if name.startswith("correction."))
+    by_row = ("embed_tokens.weight", "mask_hidden")
     read = sum(size for name, size in sizes.items() if name not in by_row)
     itemsize = max((t.nbytes // max(1, math.prod(t.shape)) for t in used if t.bare == "fc.weight"), default=2)
     head = "lm_head"

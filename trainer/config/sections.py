@@ -81,7 +81,7 @@ class DrafterConfig(Section):
     mask_token_id None: see `trainer.target.mask_token`. draft_vocab_size: the most frequent generated tokens.
     aux_layer_ids: "state entering layer k" of the target; None is [2, n//2, n-3]. hidden_state_design: P-EAGLE's
     "shared" or one of the paper's rejected ones (`peagle_core.hidden_state_designs`), which are never exported.
-    correction_rank: r of `peagle_core.correction`, by which each draft knows the one before it; 0 is none.
+    correction_rank: r of `peagle_core.correction`, by which each draft knows those before it; 0 is none.
     init: a head whose shape and weights the drafter starts from (`trainer.warm_start`). EAGLE-3 has other defaults and
     less choice, see `trainer.config.eagle3`.
     """

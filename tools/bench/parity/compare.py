@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from peagle_core.drafter import PEagleDrafter
-from peagle_core.generate import DraftCache, draft_logits
+from peagle_core.generate import DraftCache, chain_logits, draft_states
 from peagle_core.target import run_target
 
 
@@ -48,9 +48,9 @@ def recorded_passes(records: Path, after: int = 0) -> Iterator[Pass]:
 
 
 @torch.no_grad()
-def reference_logits(target: PreTrainedModel, drafter: PEagleDrafter, ids: Tensor, num_draft_tokens: int) -> Tensor:
-    """Return [K, V_d]: the drafts that follow the known tokens `ids`, computed without any cache, not corrected."""
-    return _drafted(drafter, ids, _states(target, drafter, ids[:-1]), num_draft_tokens)
+def reference_logits(target: PreTrainedModel, drafter: PEagleDrafter, ids: Tensor, drafts: Tensor) -> Tensor:
+    """Return [K, V_d]: what drafts int64[K] behind the known tokens `ids` are chosen from, without any cache."""
+    return _drafted(drafter, ids, _states(target, drafter, ids[:-1]), drafts)
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,7 @@ def compare(
         is_prefill = drawn.known == prompt + 1
         slots = 1 if is_prefill and first_slot_alone else len(drawn.drafts)
         ids, aux = ids[: drawn.known], states[drawn.rid][: drawn.known - 1]
-        previous = torch.cat([ids[-1:], drawn.drafts.to(device)[:-1]])
-        theirs = drafter.corrected(_drafted(drafter, ids, aux, len(drawn.drafts)), previous)[:slots]
+        theirs = _drafted(drafter, ids, aux, drawn.drafts.to(device))[:slots]
         ours = drawn.logits.to(device)[:slots]
         expected, drafts = _best(drafter, theirs), drawn.drafts[:slots].tolist()
         distances = ((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).tolist()
@@ -179,5 +178,5 @@ def _best(drafter: PEagleDrafter, logits: Tensor) -> list[int]:
     return drafter.target_ids(logits.argmax(-1)).tolist()
 
 
-def _drafted(drafter: PEagleDrafter, ids: Tensor, aux: Tensor, num_draft_tokens: int) -> Tensor:
-    return draft_logits(drafter, DraftCache(), ids[1:], aux, num_draft_tokens, 0)
+def _drafted(drafter: PEagleDrafter, ids: Tensor, aux: Tensor, drafts: Tensor) -> Tensor:
+    return chain_logits(drafter, draft_states(drafter, DraftCache(), ids[1:], aux, len(drafts), 0), ids[-1], drafts)
