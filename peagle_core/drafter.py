@@ -187,8 +187,8 @@ class PEagleDrafter(nn.Module):
         hidden: [M, H], their states before the final norm; recent: as in `corrected_logits`.
         """
         normed, head = self.norm(hidden), self.lm_head.weight
-        return (normed, head) if self.correction is None else self.correction.widened(
-            normed, head, self._embedded(recent)
+        return (
+            (normed, head) if self.correction is None else self.correction.widened(normed, head, self._embedded(recent))
         )
 
     def _embedded(self, recent: Tensor) -> Tensor:

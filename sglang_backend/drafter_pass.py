@@ -179,8 +179,8 @@ class DrafterPass(EagleDraftWorker):
     ) -> None:
         """Enter the drafts of each request, as target ids.
 
-        output: logits [bs * K, V_d], and states [bs * K, H] of a head with a correction; lengths: int64[bs], one less than the tokens each request has so far; drafts: int64
-        [bs, K], where a graph has computed the argmax already.
+        output: logits [bs * K, V_d], and states [bs * K, H] of a head with a correction; lengths: int64[bs], one less
+        than the tokens each request has so far; drafts: int64[bs, K], where a graph has computed the argmax already.
         """
         logits = output.next_token_logits
         by_request = logits.view(-1, self.num_drafts, logits.shape[-1])
@@ -206,7 +206,7 @@ class DrafterPass(EagleDraftWorker):
         draft_input.hidden_states = None
 
     def _chain(self, draft_input: EagleDraftInput, states: Tensor | None) -> proposals.Chain | None:
-        """Return what makes drafts follow from each other, None for a head without a correction, which has no states."""
+        """Return what makes drafts follow from each other, None where there are no states, for want of a correction."""
         if states is None:
             return None
         by_request = states.view(-1, self.num_drafts, states.shape[-1])

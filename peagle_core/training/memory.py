@@ -7,13 +7,16 @@ tensors (`torch._subclasses.FakeTensorMode`) is probed too, at no cost: that is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from peagle_core.correction import RECENT
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
 from peagle_core.errors import InputError
@@ -59,9 +62,9 @@ class ActivationCosts:
 def activation_costs(drafter: PEagleDrafter, attention: str = "torch", recompute: bool = False) -> ActivationCosts:
     """Probe the drafter for its activation costs; to be called under the autocast that training will use."""
     config = drafter.config
-    kept = peak = _bytes_per_row(drafter, attention, recompute)
+    kept = peak = _bytes_per_row(drafter, partial(_pass, attention, recompute))
     if recompute:  # one layer at a time is there in full
-        peak += _bytes_per_row(drafter, attention, False) / config.num_hidden_layers
+        peak += _bytes_per_row(drafter, partial(_pass, attention, False)) / config.num_hidden_layers
     element_size = max(4, drafter.fc.weight.element_size())
     # Leaves and their gradients: hidden, keys and values of every layer; then the gradients that flow through depth 0.
     leaf = config.hidden_size + 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
@@ -74,6 +77,8 @@ def activation_costs(drafter: PEagleDrafter, attention: str = "torch", recompute
         loss += 2 * config.draft_vocab_size * width * element_size
     # While rows run backward, their gradients stand beside what was kept: about one layer's worth.
     row = peak * (1 + 1 / config.num_hidden_layers)
+    if drafter.correction is not None:  # it is there for all rows of a pass or chunk at once, and so are its gradients
+        row += 2 * _bytes_per_row(drafter, _corrected)
     return ActivationCosts(kept, row, 3 * leaf * element_size, loss, "" if recompute else "; recompute=True needs less")
 
 
@@ -84,16 +89,16 @@ def stream_bytes(
     return activation_costs(drafter, attention, recompute).stream(num_slots, chunk_rows)
 
 
-def _bytes_per_row(drafter: PEagleDrafter, attention: str, recompute: bool) -> float:
-    small, large = (_saved_bytes(drafter, rows, attention, recompute) for rows in (PROBE_ROWS, 2 * PROBE_ROWS))
+Probe = Callable[[PEagleDrafter, int], object]  # runs forward over so many rows
+
+
+def _bytes_per_row(drafter: PEagleDrafter, probe: Probe) -> float:
+    small, large = (_saved_bytes(drafter, rows, probe) for rows in (PROBE_ROWS, 2 * PROBE_ROWS))
     return (large - small) / PROBE_ROWS
 
 
-def _saved_bytes(drafter: PEagleDrafter, num_rows: int, attention: str, recompute: bool) -> int:
-    """Return the bytes that one forward over num_rows depth-0 rows keeps for the backward pass.
-
-    Parameters are not counted.
-    """
+def _saved_bytes(drafter: PEagleDrafter, num_rows: int, probe: Probe) -> int:
+    """Return the bytes that a probe over num_rows rows keeps for the backward pass. Parameters are not counted."""
     owned = {p.untyped_storage()._cdata for p in drafter.parameters()}
     kept: dict[int, int] = {}
     alive: list[Tensor] = []  # a freed storage could come back under the same address
@@ -106,11 +111,18 @@ def _saved_bytes(drafter: PEagleDrafter, num_rows: int, attention: str, recomput
         return x
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        _probe(drafter, num_rows, attention, recompute)
+        probe(drafter, num_rows)
     return sum(kept.values())
 
 
-def _probe(drafter: PEagleDrafter, num_rows: int, attention: str, recompute: bool) -> None:
+def _corrected(drafter: PEagleDrafter, num_rows: int) -> Tensor:
+    hidden = drafter.fc.weight.new_zeros(num_rows, drafter.config.hidden_size, requires_grad=True)
+    recent = torch.zeros(num_rows, RECENT, dtype=torch.int64, device=hidden.device)
+    features, head = drafter.loss_factors(hidden, recent)
+    return features @ head.to(features.dtype).T
+
+
+def _pass(attention: str, recompute: bool, drafter: PEagleDrafter, num_rows: int) -> None:
     weight = drafter.fc.weight
     n = num_rows + 1
     batch = Batch(

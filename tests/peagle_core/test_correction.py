@@ -16,9 +16,9 @@ from torch import Tensor
 
 from peagle_core.checkpoint import load_drafter, save_drafter
 from peagle_core.cod import sample_elements
-from peagle_core.correction import NONE, RECENT, recent_tokens, recent_tokens_of_elements
 from peagle_core.config import HIDDEN_STATE_DESIGNS, PEagleConfig
 from peagle_core.config_formats import speculators_config_dict
+from peagle_core.correction import NONE, RECENT, recent_tokens, recent_tokens_of_elements
 from peagle_core.draft_vocabulary import draft_vocab_ids
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
@@ -223,7 +223,12 @@ def test_what_a_correction_cannot_be(tmp_path):
         load_drafter(tmp_path / "head")
 
 
-def test_memory_counts_the_joined_heads():
-    plain, drafter = (tiny_drafter(tiny_config(**SMALL, correction_rank=r), dtype=torch.float32) for r in (0, RANK))
-    more = activation_costs(drafter).loss - activation_costs(plain).loss
-    assert more == 2 * 23 * (8 + RANK) * 4
+def test_memory_counts_the_joined_heads_and_what_the_features_keep():
+    plain, drafter = (
+        activation_costs(tiny_drafter(tiny_config(**SMALL, correction_rank=r), dtype=torch.float32)) for r in (0, RANK)
+    )
+    assert drafter.loss - plain.loss == 2 * 23 * (8 + RANK) * 4
+    assert drafter.kept == plain.kept
+    # Embeddings, what the gated unit reads, its two sides and their product, and the joined rows; and their gradients.
+    least = RECENT * 8 + (1 + RECENT) * 8 + 3 * RANK + (8 + RANK)
+    assert 2 * 4 * least <= drafter.row - plain.row <= 2 * 2 * 4 * least

@@ -12,7 +12,6 @@ import torch
 from transformers import LlamaForCausalLM
 
 from peagle_core.checkpoint import load_drafter
-from peagle_core.generate import choose_drafts
 from tools.bench.__main__ import main
 from tools.bench.parity.cases import CPU, EXACT
 from tools.bench.parity.command import Outcome, run_case

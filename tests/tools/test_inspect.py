@@ -184,7 +184,7 @@ def test_a_correction_is_named_and_kept_from_vllm(tmp_path, capsys):
     head = write_flat(tmp_path / "head", tiny_config(draft_vocab_size=20, correction_rank=3))
     code, facts, problems, out = inspect(capsys, head)
     assert (code, problems) == (0, [])
-    assert facts["correction"] == "rank 3, by which each draft knows the one before it"
-    assert facts["read per drafter pass"].endswith("; 120 bytes of the correction per draft")
+    assert facts["correction"] == "rank 3, by which each draft knows those before it"
+    assert facts["read per drafter pass"].endswith("; 1.32 kB of the correction per draft")
     assert "it does not read the correction" in out.split("vLLM:\n")[1]
     assert command(out, "SGLang")[3] == "--model-path"
