@@ -40,9 +40,9 @@ def watch(_result, worker, *_args, **_kwargs) -> None:
     cls._draft_extend_for_decode, cls._draft_extend_for_prefill = decode_step, prefill
     set_drafts = cls._set_drafts
 
-    def keep_logits(self, draft_input, logits, *more):
-        self.logits = logits.clone()
-        set_drafts(self, draft_input, logits, *more)
+    def keep_logits(self, draft_input, output, *more):
+        self.logits = output.next_token_logits.clone()
+        set_drafts(self, draft_input, output, *more)
 
     cls._set_drafts = keep_logits
 
@@ -116,7 +116,10 @@ class Replay:
 
     def replay(self, key, _batch):
         call, captured = self.calls[key]
-        captured.next_token_logits.copy_(call().next_token_logits)
+        out = call()
+        captured.next_token_logits.copy_(out.next_token_logits)
+        if out.hidden_states is not None:
+            captured.hidden_states.copy_(out.hidden_states)
         return captured
 
 

@@ -10,6 +10,8 @@ from torch.nn.functional import one_hot
 
 pytest.importorskip("sglang")
 
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+
 from sglang_backend import drafter_pass
 from sglang_backend.draft_distributions import DraftDistributions
 from sglang_backend.drafter_pass import DrafterPass
@@ -91,7 +93,7 @@ def test_a_batch_touches_distributions_only_if_some_request_samples(monkeypatch,
         sampling_info=sampling, reqs=[], req_pool_indices=torch.arange(bs) + 1, seq_lens=torch.arange(bs),
         spec_info=SimpleNamespace(),
     )  # fmt: skip
-    worker._set_drafts(batch.spec_info, torch.randn(bs * K, V), batch, torch.arange(bs))
+    worker._set_drafts(batch.spec_info, LogitsProcessorOutput(torch.randn(bs * K, V)), batch, torch.arange(bs))
     probs = worker.draft(batch)
     assert calls == (["write", "read"] if others else [])
     assert (probs is not None) == bool(others) and batch.spec_info.draft_probs is None

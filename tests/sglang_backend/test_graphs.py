@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("sglang")
 
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.model_executor import input_buffers
 from sglang.srt.model_executor.runner import DecodeCudaGraphRunner
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -80,7 +81,7 @@ def step(monkeypatch):
     monkeypatch.setattr(
         DraftGraphs,
         "_replay_graph",
-        lambda *_: happened.append("graph") or SimpleNamespace(next_token_logits=graphs.logits),
+        lambda *_: happened.append("graph") or LogitsProcessorOutput(graphs.logits),
     )
     monkeypatch.setattr(DraftGraphs, "_planned_batch", lambda *_: "a plan")
     fill = draft_inputs.fill_rows

@@ -9,6 +9,8 @@ import torch
 
 pytest.importorskip("sglang")
 
+from sglang.srt.layers.logits_processor import LogitsProcessorOutput
+
 from sglang_backend import drafter_pass
 from sglang_backend.draft_distributions import DraftDistributions
 from sglang_backend.drafter_pass import DrafterPass
@@ -45,7 +47,7 @@ def test_the_first_ranks_draws_are_everybodys(monkeypatch, worker, ranks):
     )
     logits, draft_input, requests = torch.randn(3 * K, VOCAB), SimpleNamespace(), torch.tensor([3, 1, 2])
     batch = SimpleNamespace(sampling_info=info, reqs=[], req_pool_indices=requests)
-    worker._set_drafts(draft_input, logits, batch, torch.arange(3))
+    worker._set_drafts(draft_input, LogitsProcessorOutput(logits), batch, torch.arange(3))
     assert torch.equal(draft_input.topk_index, theirs) == (ranks == 2)
     drafted_from = worker.distributions.read(requests, draft_input.topk_index, None)
     torch.testing.assert_close(drafted_from, logits.view(3, K, VOCAB).softmax(-1))
