@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from peagle_core.checkpoint import collect_part, collect_tensors, is_complete
 from peagle_core.config import PEagleConfig
-from peagle_core.correction import Correction
 from peagle_core.draft_vocabulary import draft_vocab_ids
 from peagle_core.head_directory import head_directory
 from peagle_core.tensors import SHARED
 from sglang_backend.draft_inputs import hidden_rows
 from sglang_backend.rope import HeadRope
+from sglang_backend.served_correction import ServedCorrection
 
 STACKED = {  # checkpoint name -> (fused parameter, shard)
     "q_proj": ("qkv_proj", "q"),
@@ -159,8 +159,7 @@ class PEagleForCausalLM(nn.Module):
         self.head = head = PEagleConfig.from_pretrained(head_directory(config.name_or_path))
         self.model = PEagleModel(head, add_prefix("model", prefix))
         self.lm_head = ParallelLMHead(head.draft_vocab_size, head.hidden_size, prefix=add_prefix("lm_head", prefix))
-        # Whole on every rank, as the states it reads are, and its logits after SGLang has gathered them.
-        self.correction = Correction(head).requires_grad_(False) if head.correction_rank else None
+        self.correction = ServedCorrection(head, add_prefix("correction", prefix)) if head.correction_rank else None
         logits_config = copy.deepcopy(config)
         logits_config.vocab_size = head.draft_vocab_size
         self.logits_processor = LogitsProcessor(logits_config)
