@@ -185,12 +185,10 @@ class PEagleForCausalLM(nn.Module):
         logits = self.logits_processor._get_logits(hidden, self.lm_head, metadata)
         return LogitsProcessorOutput(logits, hidden_states=None if self.correction is None else hidden)
 
-    def corrected_by(self, normed: Tensor, recent: Tensor) -> Tensor:
-        """Return what the correction adds to the logits of rows, [bs, draft vocabulary]: `proposals.Chain`."""
+    def embedded(self, token_ids: Tensor) -> Tensor:
+        """Return what the correction reads of tokens: int[bs], target ids -> [bs, H]."""
         assert self.correction is not None
-        ids = self.known_ids(recent.clamp(min=0))
-        embeddings = self.model.embed_tokens(ids.flatten()).view(*ids.shape, -1) * (recent >= 0)[..., None]
-        return self.correction(normed, embeddings)
+        return self.correction.embed_norm(self.model.embed_tokens(self.known_ids(token_ids)))
 
     def known_ids(self, token_ids: Tensor) -> Tensor:
         """Replace ids that the head's vocabulary has not by the mask token's."""
@@ -229,7 +227,7 @@ class PEagleForCausalLM(nn.Module):
 
     def _load(self, parameters: dict[str, nn.Parameter], name: str, tensor: Tensor) -> None:
         for part, (fused, shard) in STACKED.items():
-            if f".{part}." in name and name.startswith("model."):  # the correction's own are not fused
+            if f".{part}." in name:
                 parameter = parameters[name.replace(part, fused)]
                 parameter.weight_loader(parameter, tensor, shard)  # type: ignore[attr-defined]
                 return

@@ -210,7 +210,7 @@ class DrafterPass(EagleDraftWorker):
         if states is None:
             return None
         by_request = states.view(-1, self.num_drafts, states.shape[-1])
-        return proposals.Chain(self.draft_runner.model.corrected_by, by_request, draft_input.bonus_tokens, _share)
+        return proposals.Chain(self.draft_runner.model, by_request, draft_input.bonus_tokens, _share)
 
     def draft(self, batch, *, with_topology: bool = False):
         """Return the verify input of the drafts that came with the batch; no drafter pass here."""

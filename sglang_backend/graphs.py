@@ -127,7 +127,7 @@ class DraftGraphs(EAGLEDraftExtendCudaGraphRunner):
         if states is None:
             return None
         newest = batch.input_ids[batch.spec_info.select_index.view(-1, self.num_drafts)[:, 0]]
-        return Chain(self.model_runner.model.corrected_by, states.view(len(newest), self.num_drafts, -1), newest)
+        return Chain(self.model_runner.model, states.view(len(newest), self.num_drafts, -1), newest)
 
     def _static_batch(self, bs: int) -> ForwardBatch:
         buffers, rows, width = self.buffers, self.static.first(bs, self.num_drafts), self.captured_req_width

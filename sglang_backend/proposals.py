@@ -13,14 +13,15 @@ verified only where they stand, so this is what verification wants, too.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from sglang.kernels.ops.speculative.row_argmax import row_argmax
 from sglang.srt.speculative.spec_utils import sample_draft_proposal
 from torch import Tensor
 
-from peagle_core.correction import recent_tokens
+from peagle_core.correction import RECENT
 
 
 @dataclass(frozen=True)
@@ -31,24 +32,36 @@ class Proposal:
     probs: Tensor | None = None
 
 
+class Corrected(Protocol):
+    """A drafter with a correction, as `drafter_model.PEagleForCausalLM` has it."""
+
+    correction: Callable[[Tensor, Sequence[Tensor]], Tensor]
+
+    def embedded(self, token_ids: Tensor) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Chain:
-    """What makes each draft follow from those before it.
+    """What makes each draft of one pass follow from those before it.
 
-    correction: what is added to the logits of bs rows, [bs, V_d], given their states [bs, H] after the final norm and
-    int64[bs, RECENT] of `recent_tokens`; states: [bs, K, H]; newest: int[bs], the tokens before the first drafts;
-    share: makes drawn ids int64[bs] the first rank's, in place.
+    model: with a correction, `drafter_model.PEagleForCausalLM`; states: [bs, K, H], of the rows after the final norm;
+    newest: int[bs], the tokens before the first drafts; share: makes drawn ids int64[bs] the first rank's, in place;
+    told: of the tokens so far, newest first, what the correction reads.
     """
 
-    correction: Callable[[Tensor, Tensor], Tensor]
+    model: Corrected
     states: Tensor
     newest: Tensor
     share: Callable[[Tensor], object] = lambda _: None
+    told: list[Tensor] = field(default_factory=list)
 
     def added(self, drafts: Sequence[Tensor]) -> Tensor:
-        """Return what is added to the logits of the row behind these drafts, each int64[bs]: [bs, V_d]."""
-        recent = recent_tokens(torch.stack([self.newest.long(), *drafts], 1))[:, -1]
-        return self.correction(self.states[:, len(drafts)], recent)
+        """Return what is added to the logits of the row behind these drafts, [bs, V_d]; to be asked row by row.
+
+        drafts: those before it, each int64[bs].
+        """
+        self.told.insert(0, self.model.embedded(drafts[-1] if drafts else self.newest))
+        return self.model.correction(self.states[:, len(drafts)], self.told[:RECENT])
 
 
 def propose_greedy(logits: Tensor, draft_to_target: Tensor | None, chain: Chain | None = None) -> Proposal:

@@ -1,13 +1,16 @@
-"""The correction of `peagle_core.correction` on SGLang's linear layers, which each platform multiplies in its own way.
+"""The correction of `peagle_core.correction` on SGLang's layers, which each platform computes in its own way.
 
 Whole on every rank: the states it reads are, and the logits it is added to after SGLang has gathered them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
-from sglang.srt.layers.linear import ReplicatedLinear
+from sglang.srt.layers.activation import SiluAndMul
+from sglang.srt.layers.layernorm import RMSNorm
+from sglang.srt.layers.linear import MergedColumnParallelLinear, ReplicatedLinear
 from sglang.srt.utils import add_prefix
 from torch import Tensor, nn
 
@@ -18,17 +21,21 @@ from peagle_core.correction import RECENT
 class ServedCorrection(nn.Module):
     def __init__(self, head: PEagleConfig, prefix: str) -> None:
         super().__init__()
-        width, rank = (1 + RECENT) * head.hidden_size, head.correction_rank
-
-        def linear(name: str, inputs: int, outputs: int) -> ReplicatedLinear:
-            return ReplicatedLinear(inputs, outputs, bias=False, prefix=add_prefix(name, prefix))
-
-        self.embed_norm = nn.RMSNorm(head.hidden_size, head.rms_norm_eps)
-        self.gate_proj, self.up_proj = linear("gate_proj", width, rank), linear("up_proj", width, rank)
-        self.lm_head = linear("lm_head", rank, head.draft_vocab_size)
+        rank, width = head.correction_rank, (1 + RECENT) * head.hidden_size
+        self.embed_norm = RMSNorm(head.hidden_size, eps=head.rms_norm_eps)
+        self.gate_up_proj = MergedColumnParallelLinear(
+            width, [rank] * 2, bias=False, prefix=add_prefix("gate_up_proj", prefix), parallel_group="replicated"
+        )
+        self.act_fn = SiluAndMul()
+        self.lm_head = ReplicatedLinear(rank, head.draft_vocab_size, bias=False, prefix=add_prefix("lm_head", prefix))
         self.requires_grad_(False)
 
-    def forward(self, normed: Tensor, embeddings: Tensor) -> Tensor:
-        """Return what is added to the logits of rows, as `Correction.forward` does."""
-        x = torch.cat([normed, self.embed_norm(embeddings).flatten(-2)], -1)
-        return self.lm_head(F.silu(self.gate_proj(x)[0]) * self.up_proj(x)[0])[0]
+    def forward(self, normed: Tensor, recent: Sequence[Tensor]) -> Tensor:
+        """Return what is added to the logits of bs rows, [bs, draft vocabulary].
+
+        normed: [bs, H], their states after the final norm; recent: 1 to RECENT times [bs, H], the normed embeddings of
+        the last tokens of their chains, the newest first.
+        """
+        nothing = normed.new_zeros(len(normed), (RECENT - len(recent)) * normed.shape[1])
+        features = self.act_fn(self.gate_up_proj(torch.cat([normed, *recent, nothing], -1))[0])
+        return self.lm_head(features)[0]

@@ -13,6 +13,7 @@ pytest.importorskip("sglang")
 
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
+from peagle_core.correction import RECENT
 from peagle_core.generate import chain_logits, choose_drafts
 from sglang_backend import drafter_pass, proposals
 from sglang_backend.cpu.torch_kernels import verify_sampling
@@ -34,9 +35,14 @@ def drafter():
     return tiny_drafter(tiny_config(draft_vocab_size=20, correction_rank=6), dtype=torch.float32)
 
 
-def corrected_by(drafter):
-    """`PEagleForCausalLM.corrected_by` over the reference's weights."""
-    return lambda normed, recent: drafter.corrected_logits(normed, recent) - drafter.lm_head(normed)
+def served(drafter) -> SimpleNamespace:
+    """What a chain asks of `PEagleForCausalLM`, over the reference's weights."""
+
+    def correction(normed, recent):
+        nothing = [torch.zeros_like(normed)] * (RECENT - len(recent))
+        return drafter.correction(normed, torch.stack([*recent, *nothing], 1))
+
+    return SimpleNamespace(correction=correction, embedded=drafter.embed_tokens)
 
 
 def chain_logits_of_all(drafter, states, newest, drafts) -> torch.Tensor:
@@ -59,7 +65,7 @@ def test_greedy_drafts_are_the_reference_loops(drafter, sampled):
     logits = drafter.lm_head(states)
     expected = torch.stack([choose_drafts(drafter, *pair) for pair in zip(states, newest.long(), strict=True)])
     corrected = chain_logits_of_all(drafter, states, newest, expected)
-    chain = Chain(corrected_by(drafter), states, newest)
+    chain = Chain(served(drafter), states, newest)
     if sampled:
         found = propose_sampled(logits, to_target, sampling_info(BS, top_k=1), torch.arange(BS), chain)
     else:
@@ -72,7 +78,7 @@ def test_greedy_drafts_are_the_reference_loops(drafter, sampled):
 def test_each_distribution_is_that_of_the_corrected_row(drafter):
     to_target = drafter.target_ids(torch.arange(20))
     states, newest = torch.randn(BS, K, WIDTH), torch.randint(0, VOCAB, (BS,))
-    chain = Chain(corrected_by(drafter), states, newest)
+    chain = Chain(served(drafter), states, newest)
     found = propose_sampled(drafter.lm_head(states), to_target, sampling_info(BS), torch.arange(BS), chain)
     corrected = chain_logits_of_all(drafter, states, newest, found.token_ids)
     torch.testing.assert_close(found.probs, (corrected / 0.7).softmax(-1))
@@ -88,7 +94,8 @@ def test_verification_gives_the_targets_distribution():
     logits = torch.tensor([[0.5, 1.0, -1.0], [0.2, 0.0, 0.4]]).repeat(bs, 1, 1)
     table = torch.zeros(vocab, 3)
     table[to_target] = torch.tensor([[3.0, 0.0, -2.0], [-2.0, 1.0, 1.0], [0.0, -3.0, 2.0]])
-    chain = Chain(lambda _, recent: table[recent[:, 0]], torch.zeros(bs, 2, 0), torch.full((bs,), 1))
+    by_table = SimpleNamespace(correction=lambda _, recent: recent[0], embedded=lambda ids: table[ids])
+    chain = Chain(by_table, torch.zeros(bs, 2, 0), torch.full((bs,), 1))
     proposal = propose_sampled(logits, to_target, sampling_info(bs), torch.arange(bs), chain)
     distributions = DraftDistributions(bs, 2, vocab, "cpu")
     distributions.write(torch.arange(bs), proposal.probs, to_target)
@@ -117,7 +124,7 @@ def worker(drafter, samples: bool) -> DrafterPass:
     made.distributions = DraftDistributions(BS + 1, K, VOCAB + 3, "cpu")
     made.hot_token_id = drafter.target_ids(torch.arange(20))
     made.target_worker = SimpleNamespace(model_config=SimpleNamespace(vocab_size=VOCAB + 3))
-    made.draft_runner = SimpleNamespace(model=SimpleNamespace(corrected_by=corrected_by(drafter)))
+    made.draft_runner = SimpleNamespace(model=served(drafter))
     return made
 
 
@@ -145,14 +152,13 @@ def test_all_ranks_verify_the_first_ranks_draws_with_its_distributions(drafter, 
 def test_a_graph_finds_the_newest_token_in_the_row_of_the_first_draft(drafter):
     graphs = object.__new__(DraftGraphs)
     graphs.num_drafts = 3
-    model = SimpleNamespace(corrected_by=corrected_by(drafter))
-    graphs.model_runner = SimpleNamespace(model=model)
+    graphs.model_runner = SimpleNamespace(model=served(drafter))
     select = torch.tensor([1, 2, 3, 6, 7, 8])
     batch = SimpleNamespace(
         input_ids=torch.arange(100, 112), spec_info=SimpleNamespace(select_index=select), batch_size=2
     )
     chain = graphs._chain(batch, torch.arange(12.0).view(6, 2))
-    assert chain.newest.tolist() == [101, 106] and chain.correction is model.corrected_by
+    assert chain.newest.tolist() == [101, 106] and chain.model is graphs.model_runner.model
     assert chain.states[1, 0].tolist() == [6, 7]
     assert graphs._chain(batch, None) is None
 

@@ -17,7 +17,7 @@ from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.runtime_context import get_context, get_parallel
 
 from peagle_core.checkpoint import load_drafter
-from peagle_core.correction import NONE
+from peagle_core.correction import RECENT, recent_tokens
 
 ROWS, K, LAYERS = 14, 3, 3
 
@@ -79,9 +79,10 @@ def model(causal_lm):
 def test_a_correction_is_loaded_and_updated_in_place(causal_lm, tmp_path):
     """Captured graphs read it where it is; an update may bring it in a bucket of its own."""
     stored = load_file(tmp_path / "model.safetensors")
-    own, w2 = causal_lm.correction.state_dict(), causal_lm.correction.lm_head.weight
-    assert all(torch.equal(own[name], stored[f"correction.{name}"]) for name in own)
-    assert own["gate_proj.weight"].any() and own["up_proj.weight"].any()
+    own, w2 = causal_lm.correction, causal_lm.correction.lm_head.weight
+    gate_up = [stored[f"correction.{name}_proj.weight"] for name in ("gate", "up")]
+    assert torch.equal(own.gate_up_proj.weight, torch.cat(gate_up)) and own.gate_up_proj.weight.any()
+    assert torch.equal(own.embed_norm.weight, stored["correction.embed_norm.weight"])
     assert not any(parameter.requires_grad for parameter in causal_lm.correction.parameters())
     place, new = w2.data_ptr(), torch.randn_like(w2)
     causal_lm.load_weights([("correction.lm_head.weight", new)])
@@ -92,18 +93,20 @@ def test_a_correction_is_loaded_and_updated_in_place(causal_lm, tmp_path):
 
 @torch.no_grad()
 def test_what_it_adds_is_the_reference_loops(causal_lm, tmp_path):
-    """Over SGLang's embedding, with tokens that there are not, and one that the head's vocabulary has not."""
+    """Over SGLang's layers; of chains of one token, of more than are read, and with one that the head has not."""
     stored = load_drafter(tmp_path)
     table = causal_lm.model.embed_tokens
     table.forward = lambda ids: F.embedding(ids, table.weight)  # SGLang's wants a process group
     torch.nn.init.normal_(causal_lm.correction.lm_head.weight)
     stored.correction.lm_head.weight.copy_(causal_lm.correction.lm_head.weight)
-    head, normed = causal_lm.head, torch.randn(3, causal_lm.head.hidden_size)
-    recent = torch.tensor([[4, NONE, NONE], [7, 9, 2], [10**6, 3, NONE]])
     causal_lm.unknown_ids = True
-    found = causal_lm.corrected_by(normed, recent)
-    recent[2, 0] = head.mask_token_id
-    torch.testing.assert_close(found, stored.corrected_logits(normed, recent) - stored.lm_head(normed))
+    unknown, mask = 10**6, causal_lm.head.mask_token_id
+    for chain, told in ([4], [4]), ([7, 9, 2, 5], [9, 2, 5]), ([unknown, 3], [mask, 3]):
+        normed = torch.randn(1, causal_lm.head.hidden_size)
+        recent = [causal_lm.embedded(torch.tensor([token])) for token in chain[::-1]]
+        found = causal_lm.correction(normed, recent[:RECENT])
+        told = recent_tokens(torch.tensor([told]))[:, -1]
+        torch.testing.assert_close(found, stored.corrected_logits(normed, told) - stored.lm_head(normed))
 
 
 @torch.no_grad()
