@@ -21,15 +21,22 @@ from tools.ablations.inputs import Inputs
 from tools.ablations.record import read_record, record_of
 from tools.ablations.schedule import Suite, run_all
 from tools.ablations.statistics import Difference, differences, promises, seed_noise, verdict
+from tools.ablations.studies import STUDIES
 from tools.ablations.trial import Result, read_result
 from trainer.config import load_config
 
 
-def settings(name: str, tmp_path: Path) -> dict[str, Any]:
+def suite_of(study: str, *paths: Path) -> Suite:
+    *inputs, directory = paths
+    stored = [directory / "states"] if study == "smollm2" else []
+    return Suite(directory, Inputs(*inputs, *stored), STUDIES[study].base, STUDIES[study].configurations)
+
+
+def settings(name: str, tmp_path: Path, study: str = "tiny") -> dict[str, Any]:
     """Every setting of a configuration by its full key."""
     for file in ("train.jsonl", "heldout.jsonl"):
         (tmp_path / file).write_text('{"text": "hello"}\n')
-    suite = Suite(tmp_path, Inputs(Path("some/model"), tmp_path / "train.jsonl", tmp_path / "heldout.jsonl"))
+    suite = suite_of(study, Path("some/model"), tmp_path / "train.jsonl", tmp_path / "heldout.jsonl", tmp_path)
     raw = load_config(suite.base, suite.overrides(name, 0)).model_dump(mode="json")
     sections = {key: value for key, value in raw.items() if isinstance(value, dict)}
     flat = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
@@ -48,15 +55,28 @@ def test_a_configuration_is_what_was_measured(name, tmp_path):
 
 
 def test_every_configuration_is_in_a_contrast_and_every_contrast_has_its_configurations():
-    assert set(configurations()) == set(CONFIGURATIONS) == {"layers-1", *FROZEN["differences"]}
+    assert set(configurations(CONTRASTS)) == set(CONFIGURATIONS) == {"layers-1", *FROZEN["differences"]}
+    real = STUDIES["smollm2"]
+    assert set(configurations(real.contrasts)) == set(real.configurations)
 
 
 def test_the_settings_that_a_result_must_have_are_those_that_a_run_gets(tmp_path):
-    suite = Suite(tmp_path, Inputs(tmp_path, tmp_path, tmp_path))
+    suite = suite_of("tiny", tmp_path, tmp_path, tmp_path, tmp_path)
     wanted = suite.settings("layers-4-matched")
     assert wanted["drafter"]["num_hidden_layers"] == 4 and wanted["optim"]["lr"] == 0.008
     assert wanted["loss"] == {"kind": "kl", "depth_weights": [1.0, 0.8, 0.64, 0.512, 0.4096]}
     assert wanted["eval"]["num_prompts"] == 96 and suite.settings("layers-1")["optim"]["lr"] == 0.004
+
+
+@pytest.mark.parametrize("contrast", STUDIES["smollm2"].contrasts, ids=lambda c: f"{c.row}-{c.reference}")
+def test_a_contrast_on_the_real_target_changes_one_thing_too(contrast, tmp_path):
+    row, reference = settings(contrast.row, tmp_path, "smollm2"), settings(contrast.reference, tmp_path, "smollm2")
+    changed = {key for key in row if row[key] != reference[key]} - {"output_dir"}
+    assert row["states.directory"] == str(tmp_path / "states")
+    if contrast.reference == "eagle3":  # another head, with what belongs to it
+        assert {key.split(".")[0] for key in changed} == {"algorithm", "drafter", "loss"}
+    else:  # a depth brings its weight
+        assert len(changed - {"loss.depth_weights"} or changed) == 1
 
 
 @pytest.mark.parametrize("contrast", CONTRASTS, ids=lambda c: f"{c.row}-{c.reference}")
@@ -156,7 +176,7 @@ def test_the_page_says_what_the_results_say(tmp_path):
     for number, item in enumerate(stored):
         (tmp_path / f"{number}.json").write_text(json.dumps(dataclasses.asdict(item)))
     read = [read_result(path) for path in sorted(tmp_path.glob("*.json"))]
-    text = write_document(tmp_path / "docs", record_of(read)).read_text()
+    text = write_document(tmp_path / "docs", record_of(read, CONTRASTS), STUDIES["tiny"]).read_text()
     assert (tmp_path / "docs" / "ablations.png").stat().st_size > 1000
     line = next(line for line in text.splitlines() if line.startswith("| 4 layers instead of 2"))
     assert "2.900 -> 3.300" in line and "+0.400" in line and "(+13.8%)" in line
@@ -165,16 +185,17 @@ def test_the_page_says_what_the_results_say(tmp_path):
     assert "| `layers-1` | 2.500 | 0.020 | 0.010 | 3 | 96 | 12288 | 60 |" in text
     assert "the head is the same within noise | yes |" in text
     assert "design-projected-ntp" not in text  # there is no result of it
-    worse = page(record_of(results(layers_1=3.3, layers_2=2.9, layers_4=2.5, stream=2.9)))
+    worse = page(record_of(results(layers_1=3.3, layers_2=2.9, layers_4=2.5, stream=2.9), CONTRASTS), STUDIES["tiny"])
     assert "| 4 layers beat 2 beat 1 | NO |" in worse
     assert "the head is the same within noise | NO |" in worse
     assert worse.count("NOT as in the paper") == 2
 
 
-def test_the_page_in_docs_is_what_the_record_beside_it_says():
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_the_page_in_docs_is_what_the_record_beside_it_says(study):
     """After a change of the page's text: `python -m tools.ablations.document docs`."""
     docs = Path(__file__).parents[2] / "docs"
-    assert (docs / "ablations.md").read_text() == page(read_record(docs / "ablations.json"))
+    assert (docs / f"{study.page}.md").read_text() == page(read_record(docs / f"{study.page}.json"), study)
 
 
 def test_the_command_lists_its_runs_and_makes_nothing(tmp_path, capsys, monkeypatch):
@@ -182,7 +203,7 @@ def test_the_command_lists_its_runs_and_makes_nothing(tmp_path, capsys, monkeypa
     places = ["--tiny", str(tmp_path / "tiny"), "--dir", str(tmp_path / "ablations")]
     assert main([*places, "--dry-run", "--seeds", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 * len(configurations()) and lines[0] == "layers-4, seed 0: to run"
+    assert len(lines) == 2 * len(configurations(CONTRASTS)) and lines[0] == "layers-4, seed 0: to run"
     assert not list(tmp_path.iterdir())
     with pytest.raises(SystemExit, match="2"):
         main([*places, "--only", "layers-3"])

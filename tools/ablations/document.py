@@ -1,6 +1,6 @@
 """Write docs/ablations.md and its plot from the record alone: no number and no verdict is typed by hand.
 
-python -m tools.ablations.document docs        # again from docs/ablations.json, after a change of this file
+python -m tools.ablations.document docs        # all pages again from their records, after a change of this file
 """
 
 from __future__ import annotations
@@ -15,27 +15,25 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from tools.ablations.contrasts import CONTRASTS, Contrast
 from tools.ablations.record import Record, Row, read_record, write_record
 from tools.ablations.statistics import THRESHOLD, Difference, differences, promises, seed_noise, verdict
+from tools.ablations.studies import STUDIES, Study
 
-NAME = "ablations"
 
-
-def write_document(folder: Path, record: Record, contrasts: tuple[Contrast, ...] = CONTRASTS) -> Path:
-    """Write ablations.json (the record), ablations.md and ablations.png to a folder; return the path of the page."""
+def write_document(folder: Path, record: Record, study: Study) -> Path:
+    """Write the record, its page and its plot, .json, .md and .png, to a folder; return the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_record(folder / f"{NAME}.json", record)
-    plot(folder / f"{NAME}.png", record.rows)
-    path = folder / f"{NAME}.md"
-    path.write_text(page(record, contrasts))
+    write_record(folder / f"{study.page}.json", record)
+    plot(folder / f"{study.page}.png", record.rows)
+    path = folder / f"{study.page}.md"
+    path.write_text(page(record, study))
     return path
 
 
-def page(record: Record, contrasts: tuple[Contrast, ...] = CONTRASTS) -> str:
+def page(record: Record, study: Study) -> str:
     """Return the Markdown of a record."""
-    found = differences(record, contrasts)
-    parts = [_introduction(record, found), *record.notes, _promises(found)]
+    found = differences(record, study.contrasts)
+    parts = [_introduction(record, study, found), *record.notes, _promises(found)]
     parts += [_section(title, [d for d in found if d.contrast.section == title]) for title in _sections(found)]
     return "\n\n".join([*parts, _all_rows(record.rows)]) + "\n"
 
@@ -44,26 +42,20 @@ def _sections(found: list[Difference]) -> list[str]:
     return list(dict.fromkeys(d.contrast.section for d in found))
 
 
-def _introduction(record: Record, found: list[Difference]) -> str:
+def _introduction(record: Record, study: Study, found: list[Difference]) -> str:
     rows, drafts = record.rows, record.num_draft_tokens
     runs = sum(len(row.accept_lengths) for row in rows)
     seconds = sum(row.cpu_seconds * len(row.accept_lengths) for row in rows)
     return (
         "# Ablations\n\n"
-        f"`python -m tools.ablations` wrote this page from [{NAME}.json]({NAME}.json), the record of its runs: "
-        f"{record.date}, {record.machine}, {runs} runs of {len(rows)} configurations "
-        f"(`tools/ablations/contrasts.py`), seeds {', '.join(map(str, record.seeds))}, {seconds / 60:.0f} CPU "
-        "minutes.\n\n"
-        "Target and data are the tiny ones (`python -m tools.tiny_target`): a Llama of 8 layers and width 128, "
-        "trained on the character tables of Python's standard library, and its own greedy text. The paper's are "
-        "large models on HumanEval and MT-Bench: signs can be compared, sizes hardly.\n\n"
+        f"`python -m tools.ablations` wrote this page from [{study.page}.json]({study.page}.json), the record of its "
+        f"runs: {record.date}, {record.machine}, {runs} runs of {len(rows)} configurations (`tools/ablations`), seeds "
+        f"{', '.join(map(str, record.seeds))}, {seconds / 60:.0f} CPU minutes.\n\n"
+        f"{study.about}\n\n"
         f"Every run takes {_range(row.steps for row in rows)} steps of {_range(row.step_tokens for row in rows)} "
         f"tokens, with {_range(row.optimizer for row in rows)} at a peak learning rate of "
-        f"{_range(row.lr for row in rows)}: as many steps and tokens as the tiny target's own heads get, "
-        "and short enough for all of it to take about an hour on two cores. It is one pass over its "
-        "generations, or two where documents are cut at half their length. Nothing was tuned for a row but the "
-        "learning rate of the two that say so.\n\n"
-        f"Acceptance length: tokens per target pass, bonus included, of the reference loop at K = {drafts} "
+        f"{_range(row.lr for row in rows)}.\n\n"
+        f"Acceptance length: tokens per target pass, bonus included, of {study.loop} at K = {drafts} "
         f"({drafts + 1} at most) on {_range(row.prompts for row in rows)} held-out prompts, "
         f"{_range(row.new_tokens for row in rows)} greedy tokens. Its standard error over prompts is up to "
         f"{max(row.prompt_error for row in rows):.3f}; but all rows draft for the same prompts, and in a "
@@ -71,7 +63,7 @@ def _introduction(record: Record, found: list[Difference]) -> str:
         f"standard deviation over seeds, pooled over all rows, is {seed_noise(record):.3f}. The error of a change "
         f"below joins both as the root of their squares, and a change within {THRESHOLD:g} errors is called noise "
         "(so about one in twenty differences that are not there would be called one).\n\n"
-        f"![acceptance length of every configuration]({NAME}.png)"
+        f"![acceptance length of every configuration]({study.page}.png)"
     )
 
 
@@ -142,4 +134,5 @@ def plot(path: Path, rows: list[Row]) -> None:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    write_document(folder, read_record(folder / f"{NAME}.json"))
+    for study in STUDIES.values():
+        write_document(folder, read_record(folder / f"{study.page}.json"), study)

@@ -17,17 +17,22 @@ HELDOUT_PROMPTS = 96
 
 @dataclass(frozen=True)
 class Inputs:
-    """Name what every run reads. target: a directory. train, heldout: .jsonl files."""
+    """Name what every run reads. target: a directory. train, heldout: .jsonl files. states: theirs, if stored."""
 
     target: Path
     train: Path
     heldout: Path
+    states: Path | None = None
 
-    def exist(self) -> bool:
-        return self.target.is_dir() and self.train.is_file() and self.heldout.is_file()
+    def missing(self) -> list[Path]:
+        """Return what is not there."""
+        directories = [self.target, *([] if self.states is None else [self.states])]
+        files = [self.train, self.heldout]
+        return [path for path in directories if not path.is_dir()] + [path for path in files if not path.is_file()]
 
     def overrides(self) -> list[str]:
-        return [f"target={self.target}", f"data.train={self.train}", f"data.heldout={self.heldout}"]
+        stored = [] if self.states is None else [f"states.directory={self.states}"]
+        return [f"target={self.target}", f"data.train={self.train}", f"data.heldout={self.heldout}", *stored]
 
     def digest(self) -> str:
         """Return a digest that tells whether a result belongs to this target and this data."""

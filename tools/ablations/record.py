@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from peagle_core.atomic import replace_file
-from tools.ablations.contrasts import CONTRASTS, Contrast
+from tools.ablations.contrasts import Contrast
 from tools.ablations.trial import Result
 from tools.bench.serve.results import cpu_name
 
@@ -74,7 +74,7 @@ class Record:
         return next((row for row in self.rows if row.name == name), None)
 
 
-def record_of(results: list[Result], contrasts: tuple[Contrast, ...] = CONTRASTS) -> Record:
+def record_of(results: list[Result], contrasts: tuple[Contrast, ...]) -> Record:
     """Sum up results, at least one; pairs: of the contrasts whose two configurations have results."""
     runs = {result.name: [r for r in results if r.name == result.name] for result in results}
     influence = {name: _influence(of_name) for name, of_name in runs.items()}

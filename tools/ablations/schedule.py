@@ -15,11 +15,9 @@ import yaml
 from tqdm import tqdm
 
 from peagle_core.errors import InputError
-from tools.ablations.contrasts import CONFIGURATIONS
 from tools.ablations.inputs import Inputs
 from tools.ablations.trial import Result, read_result
 
-BASE = Path(__file__).with_name("base.yaml")
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -27,13 +25,15 @@ THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 class Suite:
     """Say where runs/, results/ and logs/ go (directory), what runs read (inputs), and what each configuration is.
 
-    base: the YAML file that all share. changes: what each configuration changes of it, by its full keys.
+    base: the YAML file that all share. changes: what each configuration changes of it, by its full keys. shared: what
+    is changed of it for all of them.
     """
 
     directory: Path
     inputs: Inputs
-    base: Path = BASE
-    changes: dict[str, dict[str, Any]] = field(default_factory=lambda: CONFIGURATIONS)
+    base: Path
+    changes: dict[str, dict[str, Any]]
+    shared: dict[str, Any] = field(default_factory=dict)
 
     def result_file(self, name: str, seed: int) -> Path:
         return self.directory / "results" / f"{name}-seed{seed}.json"
@@ -43,17 +43,16 @@ class Suite:
 
     def overrides(self, name: str, seed: int) -> list[str]:
         return [
-            *(f"{key}={json.dumps(value)}" for key, value in self.changes[name].items()),
+            *(f"{key}={json.dumps(value)}" for key, value in (self.shared | self.changes[name]).items()),
             *self.inputs.overrides(),
             f"output_dir={self.directory / 'runs' / f'{name}-seed{seed}'}",
             f"seed={seed}",
-            "device=cpu",
         ]
 
     def settings(self, name: str) -> dict[str, Any]:
         """Return the settings that base and changes give to a configuration."""
         settings = yaml.safe_load(self.base.read_text())
-        for key, value in self.changes[name].items():
+        for key, value in (self.shared | self.changes[name]).items():
             *sections, last = key.split(".")
             place = settings
             for section in sections:
@@ -63,7 +62,7 @@ class Suite:
 
     def finished(self, names: list[str], seeds: range) -> list[Result]:
         """Return the results that belong to the present configurations, target and data."""
-        if not self.inputs.exist():
+        if self.inputs.missing():
             return []
         digest, found = self.inputs.digest(), []
         for name, seed in trials(names, seeds):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tools.ablations.contrasts import CONTRASTS, Contrast
+from tools.ablations.contrasts import Contrast
 from tools.ablations.record import Record
 
 # A difference counts when it exceeds this many of its standard errors.
@@ -54,7 +54,7 @@ def seed_noise(record: Record) -> float:
     return math.sqrt(sum(s for s, _ in squares) / sum(n for _, n in squares)) if squares else math.nan
 
 
-def differences(record: Record, contrasts: tuple[Contrast, ...] = CONTRASTS) -> list[Difference]:
+def differences(record: Record, contrasts: tuple[Contrast, ...]) -> list[Difference]:
     """Return the contrasts whose two configurations are in the record, as measured."""
     noise, found = seed_noise(record), []
     by_prompt = {(pair.row, pair.reference): pair.prompt_error for pair in record.pairs}

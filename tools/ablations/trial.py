@@ -22,8 +22,9 @@ from peagle_core.errors import InputError, run_command
 class Result:
     """Hold what one run measured.
 
-    accept_length: by the reference loop. per_prompt: steps and tokens of each prompt. cpu_seconds: of the whole
-    process, start and measurement included. settings: the resolved configuration. inputs: digest of target and data.
+    accept_length: by the reference loop, or along the held-out answers where none was let loose. per_prompt: steps and
+    tokens of each prompt. cpu_seconds: of the whole process, start and measurement included. settings: the resolved
+    configuration. inputs: digest of target and data.
     """
 
     name: str
@@ -62,7 +63,7 @@ def run_trial(name: str, base: Path, overrides: list[str], result_file: Path, in
     if stopped:
         raise InputError(f"stopped by {stopped.name}")
     metrics = json.loads((config.output / "metrics.json").read_text())
-    (accepted,) = metrics["acceptance"]
+    (accepted,) = metrics["acceptance"] or metrics["acceptance_on_text"]
     usage = resource.getrusage(resource.RUSAGE_SELF)
     result = Result(
         name=name,

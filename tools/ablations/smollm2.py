@@ -1,0 +1,78 @@
+"""List the configurations of the study on a real chat model, what each changes of smollm2.yaml, what is compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tools.ablations.contrasts import DEPTHS, DESIGNS, EMBEDDING, LAYERS, TABLE_9, Contrast, Published
+
+EAGLE3 = {
+    "algorithm": "eagle3", "drafter.num_depths": 5, "drafter.retention": 1.0, "drafter.correction_rank": 0,
+    "loss.depth_weights": None,
+}  # fmt: skip
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "p-eagle": {},
+    "eagle3": EAGLE3,
+    "no-correction": {"drafter.correction_rank": 0},
+    "no-correction-layers-4": {"drafter.correction_rank": 0, "drafter.num_hidden_layers": 4},
+    "layers-2": {"drafter.num_hidden_layers": 2},
+    "layers-4": {"drafter.num_hidden_layers": 4},
+    "embedding-trained": {"drafter.train_embedding": True},
+    "k-train-5": {"drafter.num_depths": 5, "loss.depth_weights": [1.0, 0.8, 0.64, 0.512, 0.41]},
+    "tv-0.5": {"loss.tv": 0.5},
+    "depths-alike": {"loss.depth_weights": None},
+    "design-depth-embedding": {"drafter.hidden_state_design": "depth_embedding"},
+    "design-projected-ntp-depth-embedding": {"drafter.hidden_state_design": "projected_ntp_depth_embedding"},
+    "design-projected-ntp": {"drafter.hidden_state_design": "projected_ntp"},
+    "design-regularised-ntp": {"drafter.hidden_state_design": "regularised_ntp"},
+}
+
+BASELINE = "Against EAGLE-3, one layer each (paper: Table 9, means of three benchmarks; P-EAGLE 4 layers)"
+OURS = "What this project adds to the paper"
+MORE = "P-EAGLE with a correction accepts more than EAGLE-3"
+SHARED = "the shared hidden state beats or ties its four alternatives"
+TEXTS = {
+    "design-depth-embedding": ("plus a depth embedding", 2.85),
+    "design-projected-ntp-depth-embedding": ("plus projected NTP state and depth embedding", 2.68),
+    "design-projected-ntp": ("plus the projected NTP state", 2.81),
+    "design-regularised-ntp": ("plus the projected NTP state, scaled and with dropout", 2.94),
+}
+
+CONTRASTS = (
+    Contrast(BASELINE, "p-eagle", "eagle3", "P-EAGLE with a correction", TABLE_9, expects="more", promise=MORE),
+    Contrast(BASELINE, "no-correction", "eagle3", "P-EAGLE as in the paper, but 1 layer", TABLE_9),
+    Contrast(BASELINE, "no-correction-layers-4", "eagle3", "P-EAGLE as in the paper, 4 layers", TABLE_9),
+    Contrast(OURS, "p-eagle", "no-correction", "a correction of rank 256 instead of none"),
+    Contrast(OURS, "tv-0.5", "p-eagle", "half of the loss total variation"),
+    Contrast(OURS, "depths-alike", "p-eagle", "all depths weigh the same instead of 0.8^d"),
+    *(
+        Contrast(
+            DESIGNS, row, "p-eagle", text, (Published("HumanEval", length, 3.16),), expects="not more", promise=SHARED
+        )
+        for row, (text, length) in TEXTS.items()
+    ),
+    Contrast(
+        LAYERS, "layers-2", "p-eagle", "2 layers instead of 1",
+        (Published("HumanEval", 3.58, 2.69), Published("MT-Bench", 2.76, 2.41)),
+    ),
+    Contrast(
+        LAYERS, "layers-4", "layers-2", "4 layers instead of 2",
+        (Published("HumanEval", 3.92, 3.58), Published("MT-Bench", 3.04, 2.76)),
+    ),
+    Contrast(
+        EMBEDDING, "embedding-trained", "p-eagle", "trainable instead of frozen",
+        (Published("HumanEval", 2.69, 2.56), Published("MT-Bench", 2.41, 2.29)),
+    ),
+    Contrast(
+        DEPTHS, "p-eagle", "k-train-5", "K = 7 in training instead of 5",
+        (Published("HumanEval", 2.51, 2.41), Published("MT-Bench", 2.26, 2.20)),
+    ),
+)  # fmt: skip
+
+ABOUT = (
+    "The target is SmolLM2-135M-Instruct, the answers its own: greedy answers to GSM8K's training questions, to "
+    "docstrings of the standard library and to questions that it wrote itself (`heads/train.sh`). Held out are answers "
+    "to HumanEval, MT-Bench and GSM8K's test set. Every configuration starts from nothing and sees the same rows, "
+    "those of one seed in the same order. Nothing was tuned for a row. The paper's heads are of larger targets and saw "
+    "thousands of times as many tokens: signs can be compared, sizes hardly."
+)
