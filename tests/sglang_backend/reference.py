@@ -15,7 +15,7 @@ from tools.server import Server, ask_all
 
 def check_drafts(
     server: Server, records: Path, target: PreTrainedModel, drafter: PEagleDrafter, prompts: list[list[int]],
-    num_draft_tokens: int, max_new_tokens: int = 30, concurrency: int = 1,
+    num_draft_tokens: int, max_new_tokens: int = 30, concurrency: int = 1, tolerance: float = 1e-4,
 ) -> list[Tensor]:  # fmt: skip
     """Generate, and hold every recorded draft against the reference -> the known tokens of each compared pass."""
     seen = len(list(records.glob("*")))
@@ -29,7 +29,7 @@ def check_drafts(
         ids = torch.tensor(tokens[: drawn.known])
         assert len(drawn.drafts) == num_draft_tokens
         reference = reference_logits(target, drafter, ids, drawn.drafts)
-        torch.testing.assert_close(drawn.logits, reference, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(drawn.logits, reference, atol=tolerance, rtol=tolerance)
         assert torch.equal(drawn.drafts, drafter.target_ids(reference.argmax(-1)))
         compared.append(ids)
     return compared

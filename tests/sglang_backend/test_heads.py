@@ -108,3 +108,21 @@ def test_it_serves_unchanged(models, expected, tmp_path, write_head):
             assert server.generate(prompt, 30)["output_ids"] == expected[tuple(prompt)][:30]
         counters = server.counters()
         assert counters["decode_drafter_passes"] == counters["decode_steps"] > 0
+
+
+@pytest.mark.matrix
+def test_two_ranks_correct_alike(models, expected, tmp_path):
+    """Tensor parallelism over gloo: embedding and head are split, the correction is whole on each rank."""
+    corrected(tmp_path / "head")
+    target = LlamaForCausalLM.from_pretrained(models / "target").eval()
+    drafter = load_drafter(tmp_path / "head", target=target)
+    arguments = [*peagle(tmp_path / "head"), "--tp-size", "2"]
+    cores = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1", "PEAGLE_RECORD_DIR": str(tmp_path / "records")}
+    prompts = mixed_prompts()[:4]
+    with serve(models / "target", tmp_path / "log", *arguments, **cores) as server:
+        compared = check_drafts(
+            server, tmp_path / "records", target, drafter, prompts, 5, concurrency=2, tolerance=1e-3
+        )
+        assert len(compared) > 30  # sums of two halves: logits of up to 50 differ by 1e-4
+        for prompt in prompts:
+            assert server.generate(prompt, 30)["output_ids"] == expected[tuple(prompt)][:30]
