@@ -41,8 +41,8 @@ def watch(_result, worker, *_args, **_kwargs) -> None:
     set_drafts = cls._set_drafts
 
     def keep_logits(self, draft_input, output, *more):
-        self.logits = output.next_token_logits.clone()
         set_drafts(self, draft_input, output, *more)
+        self.logits = output.next_token_logits.clone()  # a correction has been added by now, in a graph or here
 
     cls._set_drafts = keep_logits
 

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from byte_models import CONTEXT
+from byte_models import CONTEXT, VOCAB, drafter_config
 from no_host_sync import HostSync, NoHostSync
 from prompts import LENGTH, TRAINED, mixed_prompts
 from safetensors.torch import load_file, save_file
 from servers import peagle, plugin_path, serve, settled, write_config
+from tiny import tiny_drafter
 
+from peagle_core.checkpoint import save_drafter
 from tools.server import ask_all
 
 NUM_DRAFTS = 5
@@ -64,6 +66,22 @@ def test_padded_graphs_draft_what_the_eager_pass_drafts_and_nothing_synchronises
         assert step["watched"] > 50 and step["shape"] and step["same"] and step["apart"] < 1e-4, step
         assert step["captured"] > 0, "SGLang's table of what start-up took"
         assert step["reach"] >= CONTEXT + 3 * NUM_DRAFTS, "page tables as long as the rows at the context limit reach"
+
+
+@pytest.mark.slow
+def test_so_do_graphs_of_a_head_with_a_correction(models, expected, tmp_path):
+    """The chain of drafts is in the graph; a replay may not draft from the states of another batch."""
+    drafter = tiny_drafter(drafter_config(draft_vocab_size=VOCAB // 2, correction_rank=8), dtype=torch.float32)
+    save_drafter(drafter, tmp_path / "head", torch.float32)
+    environment = {"PYTHONPATH": plugin_path(tmp_path, "decode_probe"), "DECODE_PROBE": str(tmp_path / "steps")}
+    with serve(models / "target", tmp_path / "log", *peagle(tmp_path / "head", NUM_DRAFTS), **environment) as server:
+        server.steps = tmp_path / "steps"
+        for concurrency in (1, 3):
+            answers = ask_all(server, mixed_prompts()[:6], LENGTH, concurrency)
+            assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in mixed_prompts()[:6]]
+        steps = [line for line in steps_since(server, 0) if "bs" in line]
+    assert {(1, 1), (3, 4)} <= {(step["bs"], step["padded"]) for step in steps}
+    assert all(step["watched"] > 50 and step["same"] and step["apart"] < 1e-4 for step in steps)
 
 
 @pytest.mark.slow
