@@ -1,8 +1,8 @@
-"""The correction: what the drafts before it add to the logits of a draft, so that drafts of one pass know each other.
+"""The correction: what the text and the drafts before it add to the logits of a draft, so that drafts know each other.
 
 One pass gives the rows of all K drafts at once, so none of them knows which tokens the drafts before it became. A
 correction of rank r adds W2 f to the logits of each row. f, r features, is a gated unit that reads the row's own state
-and the embeddings of the last `RECENT` tokens of its chain: those between the row's anchor and the token it predicts.
+and the embeddings of the `TOLD` tokens of `peagle_core.told`: the last of its chain, and what followed them before.
 While training these are known, and all rows are corrected at once (`widened`); while drafting, K small steps follow the
 pass (`peagle_core.generate.choose_drafts`).
 """
@@ -14,35 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from peagle_core.config import PEagleConfig
-
-RECENT = 3  # tokens that a row is told of; more than its depth + 1 there are not
-NONE = -1  # in the place of a token that there is not
-
-
-def recent_tokens(chain: Tensor) -> Tensor:
-    """Return what each row of a chain is told of: int64[..., K, RECENT], the newest token first, NONE at the end.
-
-    chain: int64[..., K], the token before the one that each row predicts: first the anchor's own, then drafts.
-    """
-    return F.pad(chain, (RECENT - 1, 0), value=NONE).unfold(-1, RECENT, 1).flip(-1)
-
-
-def recent_tokens_of_elements(input_ids: Tensor, anchor: Tensor, depth: Tensor) -> Tensor:
-    """Return what the rows of M elements are told of while training: int64[M, RECENT], as `recent_tokens`.
-
-    An element (a, d) predicts x_{a+d+2}, so its chain is x_{a+1} to x_{a+d+1}.
-    """
-    back = torch.arange(RECENT, device=depth.device)
-    index = (anchor + depth + 1)[:, None] - back
-    return torch.where(back <= depth[:, None], input_ids[index.clamp(min=0)], NONE)
+from peagle_core.told import TOLD
 
 
 class Correction(nn.Module):
-    """gate_proj, up_proj [r, (1 + RECENT) H], which give f; W2, lm_head [V_d, r], zero until it is trained."""
+    """gate_proj, up_proj [r, (1 + TOLD) H], which give f; W2, lm_head [V_d, r], zero until it is trained."""
 
     def __init__(self, config: PEagleConfig) -> None:
         super().__init__()
-        width, rank = (1 + RECENT) * config.hidden_size, config.correction_rank
+        width, rank = (1 + TOLD) * config.hidden_size, config.correction_rank
         self.embed_norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gate_proj = nn.Linear(width, rank, bias=False)
         self.up_proj = nn.Linear(width, rank, bias=False)
@@ -52,7 +32,7 @@ class Correction(nn.Module):
     def features(self, normed: Tensor, embeddings: Tensor) -> Tensor:
         """Return f of rows, [..., r].
 
-        normed: [..., H], their states after the final norm; embeddings: [..., RECENT, H], zero for NONE.
+        normed: [..., H], their states after the final norm; embeddings: [..., TOLD, H], zero for NONE.
         """
         x = torch.cat([normed, self.embed_norm(embeddings).flatten(-2).to(normed.dtype)], -1)
         return F.silu(self.gate_proj(x)) * self.up_proj(x)

@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from peagle_core.config import PEagleConfig
 from peagle_core.correction import Correction
 from peagle_core.hidden_state_designs import make_design
+from peagle_core.told import NONE
 
 # (layer index, q [N,h,D], k [N,hk,D], v [N,hk,D]) -> [N,h,D]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -173,27 +174,30 @@ class PEagleDrafter(nn.Module):
         """Return the logits of states, without the correction: [..., H] -> [..., draft_vocab_size]."""
         return self.lm_head(self.norm(hidden))
 
-    def corrected_logits(self, normed: Tensor, recent: Tensor) -> Tensor:
+    def corrected_logits(self, normed: Tensor, told: Tensor | None) -> Tensor:
         """Return the logits of rows with the correction, if there is one, [..., draft_vocab_size].
 
-        normed: [..., H], their states after the final norm; recent: int64[..., RECENT], `correction.recent_tokens`.
+        normed: [..., H], their states after the final norm; told: int64[..., TOLD], see `peagle_core.told`, None
+        without a correction.
         """
         logits = self.lm_head(normed)
-        return logits if self.correction is None else logits + self.correction(normed, self._embedded(recent))
+        if self.correction is None or told is None:
+            return logits
+        return logits + self.correction(normed, self._embedded(told))
 
-    def loss_factors(self, hidden: Tensor, recent: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_factors(self, hidden: Tensor, told: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return [M, F] and [V_d, F], whose product is the corrected logits of M rows, as the fused loss takes them.
 
-        hidden: [M, H], their states before the final norm; recent: as in `corrected_logits`.
+        hidden: [M, H], their states before the final norm; told: as in `corrected_logits`.
         """
         normed, head = self.norm(hidden), self.lm_head.weight
-        return (
-            (normed, head) if self.correction is None else self.correction.widened(normed, head, self._embedded(recent))
-        )
+        if self.correction is None or told is None:
+            return normed, head
+        return self.correction.widened(normed, head, self._embedded(told))
 
-    def _embedded(self, recent: Tensor) -> Tensor:
-        """[..., RECENT] -> [..., RECENT, H], zeros for NONE."""
-        return self.embed_tokens(recent.clamp(min=0)) * (recent >= 0)[..., None]
+    def _embedded(self, told: Tensor) -> Tensor:
+        """[..., TOLD] -> [..., TOLD, H], zeros for NONE."""
+        return self.embed_tokens(told.clamp(min=0)) * (told != NONE)[..., None]
 
     def target_ids(self, draft_ids: Tensor) -> Tensor:
         """Map draft vocabulary ids to target vocabulary ids."""

@@ -21,11 +21,11 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from peagle_core.attention.base import expand_kv
-from peagle_core.correction import recent_tokens
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.end_ids import ids_of
 from peagle_core.errors import InputError
 from peagle_core.target import run_target
+from peagle_core.told import told_of_chain
 from peagle_core.verify import verify_chain
 
 
@@ -85,28 +85,28 @@ def draft_states(
 
 
 @torch.no_grad()
-def choose_drafts(drafter: PEagleDrafter, states: Tensor, newest: Tensor) -> Tensor:
+def choose_drafts(drafter: PEagleDrafter, states: Tensor, text: Tensor) -> Tensor:
     """Return the drafts of one pass, the argmax of each row: int64[K] ids of the target's vocabulary.
 
     With a correction a row after the other, for each is corrected by the drafts before it. states: [K, H] of
-    `draft_states`; newest: int64[], the token before draft 1.
+    `draft_states`; text: int64[n + 1], all tokens before draft 1.
     """
     if drafter.correction is None:
-        return drafter.target_ids(drafter.lm_head(states).argmax(-1))
-    chain = newest[None]
+        return drafter.target_ids(drafter.corrected_logits(states, None).argmax(-1))
+    chain = text[-1:]
     for row in states:
-        logits = drafter.corrected_logits(row, recent_tokens(chain)[-1])
+        logits = drafter.corrected_logits(row, told_of_chain(text, chain)[-1])
         chain = torch.cat([chain, drafter.target_ids(logits.argmax(-1))[None]])
     return chain[1:]
 
 
 @torch.no_grad()
-def chain_logits(drafter: PEagleDrafter, states: Tensor, newest: Tensor, drafts: Tensor) -> Tensor:
+def chain_logits(drafter: PEagleDrafter, states: Tensor, text: Tensor, drafts: Tensor) -> Tensor:
     """Return the logits that the drafts of one pass were chosen from, [K, draft_vocab], whatever these drafts are.
 
-    states, newest: as in `choose_drafts`; drafts: int64[K].
+    states, text: as in `choose_drafts`; drafts: int64[K].
     """
-    return drafter.corrected_logits(states, recent_tokens(torch.cat([newest[None], drafts[:-1]])))
+    return drafter.corrected_logits(states, told_of_chain(text, torch.cat([text[-1:], drafts[:-1]])))
 
 
 @torch.no_grad()
@@ -179,7 +179,8 @@ def speculate(
             drafts = draft_autoregressively(drafter, cache, tokens, aux, num_draft_tokens, seen)
         else:
             states = draft_states(drafter, cache, tokens, aux, num_draft_tokens, seen)
-            drafts = choose_drafts(drafter, states, tokens[-1])
+            text = torch.cat([input_ids, input_ids.new_tensor(result.output_ids)])
+            drafts = choose_drafts(drafter, states, text)
         seen += len(tokens)
         logits, aux = step_target(torch.cat([tokens[-1:], drafts]), num_draft_tokens + 1)
         accepted, bonus = verify_chain(drafts, logits, temperature, generator=generator)

@@ -28,9 +28,11 @@ from peagle_core.config import PEagleConfig
 from peagle_core.draft_vocabulary import draft_vocab_ids
 from peagle_core.head_directory import head_directory
 from peagle_core.tensors import SHARED
+from peagle_core.told import NONE
 from sglang_backend.draft_inputs import hidden_rows
 from sglang_backend.rope import HeadRope
 from sglang_backend.served_correction import ServedCorrection
+from sglang_backend.texts import Texts
 
 STACKED = {  # checkpoint name -> (fused parameter, shard)
     "q_proj": ("qkv_proj", "q"),
@@ -166,6 +168,7 @@ class PEagleForCausalLM(nn.Module):
         self.hot_token_id: Tensor | None = None  # target id of each draft id, where the vocabularies differ
         self.own: set[str] = set(SHARED)  # which of the shareable tensors the checkpoint brought itself
         self.loaded = False
+        self.texts: Texts | None = None  # of all requests, where there is a correction, set beside the KV pool
         self.unknown_ids = False  # whether ids may come that the head's vocabulary has not, set beside the target
 
     @torch.no_grad()
@@ -175,6 +178,8 @@ class PEagleForCausalLM(nn.Module):
         A correction, if there is one, is not in them yet: `proposals` adds it, draft after draft, and hidden_states
         [bs * K, H], after the final norm, are what it reads.
         """
+        if self.texts is not None:
+            self.texts.write(forward_batch.out_cache_loc, input_ids)
         input_ids = self.known_ids(input_ids)
         if input_ids.numel() == 0:
             hidden = self.model.norm.weight.new_empty(0, self.head.hidden_size)
@@ -186,9 +191,10 @@ class PEagleForCausalLM(nn.Module):
         return LogitsProcessorOutput(logits, hidden_states=None if self.correction is None else hidden)
 
     def embedded(self, token_ids: Tensor) -> Tensor:
-        """Return what the correction reads of tokens: int[bs], target ids -> [bs, H]."""
+        """Return what the correction reads of tokens: int[bs], target ids -> [bs, H], zeros for NONE."""
         assert self.correction is not None
-        return self.correction.embed_norm(self.model.embed_tokens(self.known_ids(token_ids)))
+        rows = self.correction.embed_norm(self.model.embed_tokens(self.known_ids(token_ids.clamp(min=0))))
+        return rows * (token_ids != NONE)[:, None]
 
     def known_ids(self, token_ids: Tensor) -> Tensor:
         """Replace ids that the head's vocabulary has not by the mask token's."""

@@ -184,7 +184,7 @@ class DrafterPass(EagleDraftWorker):
         """
         logits = output.next_token_logits
         by_request = logits.view(-1, self.num_drafts, logits.shape[-1])
-        chain = None if drafts is not None else self._chain(draft_input, output.hidden_states)
+        chain = None if drafts is not None else self._chain(batch, lengths, output.hidden_states)
         if self.samples_drafts:
             proposal = proposals.propose_sampled(by_request, self.hot_token_id, batch.sampling_info, lengths + 1, chain)
             if chain is None:
@@ -205,12 +205,13 @@ class DrafterPass(EagleDraftWorker):
         draft_input.topk_p = self.certain.expand(ids.shape)
         draft_input.hidden_states = None
 
-    def _chain(self, draft_input: EagleDraftInput, states: Tensor | None) -> proposals.Chain | None:
+    def _chain(self, batch, lengths: Tensor, states: Tensor | None) -> proposals.Chain | None:
         """Return what makes drafts follow from each other, None where there are no states, for want of a correction."""
         if states is None:
             return None
         by_request = states.view(-1, self.num_drafts, states.shape[-1])
-        return proposals.Chain(self.draft_runner.model, by_request, draft_input.bonus_tokens, _share)
+        model = self.draft_runner.model
+        return proposals.Chain(model, by_request, model.texts.read(batch.req_pool_indices, lengths), _share)
 
     def draft(self, batch, *, with_topology: bool = False):
         """Return the verify input of the drafts that came with the batch; no drafter pass here."""

@@ -120,14 +120,16 @@ class DraftGraphs(EAGLEDraftExtendCudaGraphRunner):
             )
 
     def _chain(self, batch: ForwardBatch, states: Tensor | None) -> Chain | None:
-        """Return what makes drafts follow from each other; each request's newest token is in the row of draft 1.
+        """Return what makes drafts follow from each other; the row of draft 1 is each request's last real one.
 
         states: [bs * K, H] of the pass, None of a head without a correction.
         """
         if states is None:
             return None
-        newest = batch.input_ids[batch.spec_info.select_index.view(-1, self.num_drafts)[:, 0]]
-        return Chain(self.model_runner.model, states.view(len(newest), self.num_drafts, -1), newest)
+        model = self.model_runner.model
+        last = batch.positions[batch.spec_info.select_index.view(-1, self.num_drafts)[:, 0]]
+        text = model.texts.read(batch.req_pool_indices, last + 1)
+        return Chain(model, states.view(len(last), self.num_drafts, -1), text)
 
     def _static_batch(self, bs: int) -> ForwardBatch:
         buffers, rows, width = self.buffers, self.static.first(bs, self.num_drafts), self.captured_req_width

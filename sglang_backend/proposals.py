@@ -21,7 +21,7 @@ from sglang.kernels.ops.speculative.row_argmax import row_argmax
 from sglang.srt.speculative.spec_utils import sample_draft_proposal
 from torch import Tensor
 
-from peagle_core.correction import RECENT
+from peagle_core.told import RECENT, found_in
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Proposal:
 class Corrected(Protocol):
     """A drafter with a correction, as `drafter_model.PEagleForCausalLM` has it."""
 
-    correction: Callable[[Tensor, Sequence[Tensor]], Tensor]
+    correction: Callable[[Tensor, Sequence[Tensor], Tensor], Tensor]
 
     def embedded(self, token_ids: Tensor) -> Tensor: ...
 
@@ -45,23 +45,25 @@ class Chain:
     """What makes each draft of one pass follow from those before it.
 
     model: with a correction, `drafter_model.PEagleForCausalLM`; states: [bs, K, H], of the rows after the final norm;
-    newest: int[bs], the tokens before the first drafts; share: makes drawn ids int64[bs] the first rank's, in place;
-    told: of the tokens so far, newest first, what the correction reads.
+    text: int64[bs, W], the tokens before the first drafts, of `Texts`; share: makes drawn ids int64[bs] the first
+    rank's, in place; recent: of the tokens so far, newest first, what the correction reads.
     """
 
     model: Corrected
     states: Tensor
-    newest: Tensor
+    text: Tensor
     share: Callable[[Tensor], object] = lambda _: None
-    told: list[Tensor] = field(default_factory=list)
+    recent: list[Tensor] = field(default_factory=list)
 
     def added(self, drafts: Sequence[Tensor]) -> Tensor:
         """Return what is added to the logits of the row behind these drafts, [bs, V_d]; to be asked row by row.
 
         drafts: those before it, each int64[bs].
         """
-        self.told.insert(0, self.model.embedded(drafts[-1] if drafts else self.newest))
-        return self.model.correction(self.states[:, len(drafts)], self.told[:RECENT])
+        before, token = [self.text[:, -2], self.text[:, -1], *drafts][-2:]
+        self.recent.insert(0, self.model.embedded(token))
+        found = self.model.embedded(found_in(self.text, before, token))
+        return self.model.correction(self.states[:, len(drafts)], self.recent[:RECENT], found)
 
 
 def propose_greedy(logits: Tensor, draft_to_target: Tensor | None, chain: Chain | None = None) -> Proposal:

@@ -15,13 +15,13 @@ from sglang.srt.utils import add_prefix
 from torch import Tensor, nn
 
 from peagle_core.config import PEagleConfig
-from peagle_core.correction import RECENT
+from peagle_core.told import RECENT, TOLD
 
 
 class ServedCorrection(nn.Module):
     def __init__(self, head: PEagleConfig, prefix: str) -> None:
         super().__init__()
-        rank, width = head.correction_rank, (1 + RECENT) * head.hidden_size
+        rank, width = head.correction_rank, (1 + TOLD) * head.hidden_size
         self.embed_norm = RMSNorm(head.hidden_size, eps=head.rms_norm_eps)
         self.gate_up_proj = MergedColumnParallelLinear(
             width, [rank] * 2, bias=False, prefix=add_prefix("gate_up_proj", prefix), parallel_group="replicated"
@@ -30,12 +30,12 @@ class ServedCorrection(nn.Module):
         self.lm_head = ReplicatedLinear(rank, head.draft_vocab_size, bias=False, prefix=add_prefix("lm_head", prefix))
         self.requires_grad_(False)
 
-    def forward(self, normed: Tensor, recent: Sequence[Tensor]) -> Tensor:
+    def forward(self, normed: Tensor, recent: Sequence[Tensor], found: Tensor) -> Tensor:
         """Return what is added to the logits of bs rows, [bs, draft vocabulary].
 
         normed: [bs, H], their states after the final norm; recent: 1 to RECENT times [bs, H], the normed embeddings of
-        the last tokens of their chains, the newest first.
+        the last tokens of their chains, the newest first; found: [bs, H], that of what followed them before.
         """
         nothing = normed.new_zeros(len(normed), (RECENT - len(recent)) * normed.shape[1])
-        features = self.act_fn(self.gate_up_proj(torch.cat([normed, *recent, nothing], -1))[0])
+        features = self.act_fn(self.gate_up_proj(torch.cat([normed, *recent, nothing, found], -1))[0])
         return self.lm_head(features)[0]

@@ -21,6 +21,7 @@ from sglang_backend.draft_distributions import DraftDistributions
 from sglang_backend.drafter_pass import DrafterPass
 from sglang_backend.dump import drafter_passes
 from sglang_backend.row_budget import largest_num_drafts, positions_past_length
+from sglang_backend.texts import Texts
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,9 @@ class PEagleDraftWorker(DrafterPass):
             req_to_token_pool=req_to_token_pool,
             token_to_kv_pool_allocator=token_to_kv_pool_allocator,
         )
+        if self.draft_runner.model.correction is not None:
+            slots = token_to_kv_pool_allocator.size + token_to_kv_pool_allocator.page_size  # the first page is padding
+            self.draft_runner.model.texts = Texts(slots, req_to_token_pool.req_to_token)
         self.init_lm_head()
 
     def init_lm_head(self) -> None:

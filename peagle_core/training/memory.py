@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from peagle_core.correction import RECENT
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
 from peagle_core.errors import InputError
 from peagle_core.loss import CHUNK_ROWS as LOSS_CHUNK_ROWS
+from peagle_core.told import TOLD
 from peagle_core.training.batch import Batch
 from peagle_core.training.flat import forward_elements
 
@@ -117,8 +117,8 @@ def _saved_bytes(drafter: PEagleDrafter, num_rows: int, probe: Probe) -> int:
 
 def _corrected(drafter: PEagleDrafter, num_rows: int) -> Tensor:
     hidden = drafter.fc.weight.new_zeros(num_rows, drafter.config.hidden_size, requires_grad=True)
-    recent = torch.zeros(num_rows, RECENT, dtype=torch.int64, device=hidden.device)
-    features, head = drafter.loss_factors(hidden, recent)
+    told = torch.zeros(num_rows, TOLD, dtype=torch.int64, device=hidden.device)
+    features, head = drafter.loss_factors(hidden, told)
     return features @ head.to(features.dtype).T
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from peagle_core.correction import recent_tokens_of_elements
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
 from peagle_core.loss import Labels, distillation_loss
+from peagle_core.told import ToldInTraining
 from peagle_core.training.batch import Batch
 from peagle_core.training.options import StepOptions
 
@@ -34,6 +34,8 @@ class Step:
         dtype = torch.promote_types(drafter.fc.weight.dtype, torch.float32)
         self.loss_sum = drafter.fc.weight.new_zeros((), dtype=dtype)
         self.right = torch.zeros_like(charged)
+        vocab_size, corrected = drafter.config.vocab_size, drafter.correction is not None
+        self.told = ToldInTraining(batch.input_ids, batch.doc_starts, vocab_size) if corrected else None
         weights = options.depth_weights
         self.depth_weights = None if weights is None else self.loss_sum.new_tensor(weights)
 
@@ -48,8 +50,8 @@ class Step:
         labels = Labels(self.batch.final_hidden, self.target_rows, position + 1)
         weights = self.depth_weights
         weight = torch.ones_like(depth, dtype=self.loss_sum.dtype) if weights is None else weights[depth]
-        recent = recent_tokens_of_elements(self.batch.input_ids, self.elements.anchor[rows], depth)
-        features, head = self.drafter.loss_factors(hidden, recent)
+        told = None if self.told is None else self.told(self.elements.anchor[rows], depth)
+        features, head = self.drafter.loss_factors(hidden, told)
         total, correct = distillation_loss(features, head, labels, weight, self.options.loss, tv=self.options.tv)
         self.loss_sum = self.loss_sum + total.detach()
         self.right[rows] = correct

@@ -6,8 +6,6 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from layouts import stream
 from steps import SMALL, assert_same, gradients, step, steps_at_both_precisions
 from test_parity import serving_states
@@ -18,24 +16,32 @@ from peagle_core.checkpoint import load_drafter, save_drafter
 from peagle_core.cod import sample_elements
 from peagle_core.config import HIDDEN_STATE_DESIGNS, PEagleConfig
 from peagle_core.config_formats import speculators_config_dict
-from peagle_core.correction import NONE, RECENT, recent_tokens, recent_tokens_of_elements
 from peagle_core.draft_vocabulary import draft_vocab_ids
 from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
 from peagle_core.errors import InputError
 from peagle_core.generate import chain_logits, choose_drafts, speculate
+from peagle_core.told import RECENT, TOLD, ToldInTraining
 from peagle_core.training import Batch, StepOptions, activation_costs, charged_elements, forward_elements
 
 RANK, K = 5, 5
 PACKED = ("uAAAAAAAAA", "uuAAAAAAA")
 
 
-def added(drafter: PEagleDrafter, normed: Tensor, chain: list[int]) -> Tensor:
-    """What the correction adds to the logits of one row [V_d], from its definition; chain: tokens, the newest last."""
-    own = drafter.correction
-    embeddings = [own.embed_norm(drafter.embed_tokens.weight[token]) for token in reversed(chain[-RECENT:])]
-    nothing = [torch.zeros_like(normed)] * (RECENT - len(embeddings))
-    x = torch.cat([normed, *embeddings, *nothing])
+def followed(text: list[int], before: int, token: int) -> int | None:
+    """The token behind the last place where the text, without its first token, has these two side by side."""
+    places = [i for i in range(2, len(text) - 1) if text[i - 1 : i + 1] == [before, token]]
+    return text[places[-1] + 1] if places else None
+
+
+def added(drafter: PEagleDrafter, normed: Tensor, text: list[int], drafts: list[int]) -> Tensor:
+    """What the correction adds to the logits of one row [V_d], from its definition; text: verified tokens."""
+    own, chain = drafter.correction, [text[-1], *drafts]
+    before, token = (text + drafts)[-2:]
+    tokens = [*(chain[::-1] + [None] * RECENT)[:RECENT], followed(text, before, token)]
+    nothing = torch.zeros_like(normed)
+    told = [nothing if t is None else own.embed_norm(drafter.embed_tokens.weight[t]) for t in tokens]
+    x = torch.cat([normed, *told])
     gate, up = own.gate_proj.weight @ x, own.up_proj.weight @ x
     return own.lm_head.weight @ (gate * gate.sigmoid() * up)
 
@@ -52,9 +58,11 @@ def reference_loss(
     total = torch.zeros((), dtype=torch.float64)
     for row in charged.nonzero().squeeze(-1).tolist():
         anchor, depth = int(elements.anchor[row]), int(elements.depth[row])
-        chain = batch.input_ids[anchor + 1 : anchor + depth + 2].tolist()  # the row predicts the token after them
+        start = int(batch.doc_starts[anchor])
+        text = batch.input_ids[start : anchor + 2].tolist()
+        drafts = batch.input_ids[anchor + 2 : anchor + depth + 2].tolist()  # the row predicts the token after them
         normed = drafter.norm(hidden[row])
-        log_q = (drafter.lm_head(normed) + added(drafter, normed, chain)).log_softmax(-1)
+        log_q = (drafter.lm_head(normed) + added(drafter, normed, text, drafts)).log_softmax(-1)
         log_p = (target_rows @ batch.final_hidden[anchor + depth + 1]).log_softmax(-1)
         total = total + ((log_p.exp() * (log_p - log_q)).sum() if loss == "kl" else -log_q[log_p.argmax()])
     (total / charged.sum()).backward()
@@ -101,12 +109,12 @@ def test_the_loop_corrects_as_training_does():
     batch, _ = random_batch(config, *packed)
     elements = sample_elements(*packed, 4, 1.0)
     elements = elements[elements.argsort("anchor")]
-    recent = recent_tokens_of_elements(batch.input_ids, elements.anchor, elements.depth)
-    features, head = drafter.loss_factors(forward_elements(drafter, batch, elements), recent)
+    told = ToldInTraining(batch.input_ids, batch.doc_starts, config.vocab_size)(elements.anchor, elements.depth)
+    features, head = drafter.loss_factors(forward_elements(drafter, batch, elements), told)
     loop, compared = serving_states(drafter, batch, 0, 14, [1] * 13), 0
     text = torch.cat([batch.input_ids, torch.zeros(K, dtype=torch.int64)])
     for row, (anchor, depth) in enumerate(zip(elements.anchor.tolist(), elements.depth.tolist(), strict=True)):
-        corrected = chain_logits(drafter, loop[anchor], text[anchor + 1], text[anchor + 2 : anchor + 2 + K])[depth]
+        corrected = chain_logits(drafter, loop[anchor], text[: anchor + 2], text[anchor + 2 : anchor + 2 + K])[depth]
         torch.testing.assert_close((features @ head.T)[row], corrected, rtol=0, atol=1e-9)
         compared += depth > 0
     assert compared > 20
@@ -115,27 +123,18 @@ def test_the_loop_corrects_as_training_does():
 def test_every_draft_follows_those_before_it():
     config = tiny_config(draft_vocab_size=20, correction_rank=RANK)
     drafter = tiny_drafter(config)
-    states, newest = torch.randn(6, config.hidden_size, dtype=torch.float64), torch.tensor(7)
-    drafts = choose_drafts(drafter, states, newest)
-    ids, chain = draft_vocab_ids(drafter.d2t), [int(newest)]
+    states, text = torch.randn(6, config.hidden_size, dtype=torch.float64), torch.tensor([5, 7, 9, 7])
+    drafts = choose_drafts(drafter, states, text)
+    ids, chain = draft_vocab_ids(drafter.d2t), []
     logits = []
     for row in states:
-        logits.append(drafter.lm_head(row) + added(drafter, row, chain))
+        logits.append(drafter.lm_head(row) + added(drafter, row, text.tolist(), chain))
         chain.append(int(ids[logits[-1].argmax()]))
-    assert drafts.tolist() == chain[1:]
-    torch.testing.assert_close(chain_logits(drafter, states, newest, drafts), torch.stack(logits))
+    assert drafts.tolist() == chain
+    torch.testing.assert_close(chain_logits(drafter, states, text, drafts), torch.stack(logits))
     assert drafts.tolist() != drafter.target_ids(drafter.lm_head(states).argmax(-1)).tolist()
-    assert len({int(choose_drafts(drafter, states, torch.tensor(x))[0]) for x in range(config.vocab_size)}) > 5
-
-
-@given(st.integers(0, 30), st.integers(0, 7), st.integers(0, 2**31))
-def test_elements_and_chains_are_told_of_the_same_tokens(anchor, depth, seed):
-    ids = torch.randint(0, 50, (anchor + depth + 2,), generator=torch.Generator().manual_seed(seed))
-    (found,) = recent_tokens_of_elements(ids, torch.tensor([anchor]), torch.tensor([depth]))
-    chain = ids[anchor + 1 :]
-    assert torch.equal(found, recent_tokens(chain)[-1])
-    expected = chain.flip(0)[:RECENT].tolist()
-    assert found.tolist() == expected + [NONE] * (RECENT - len(expected))
+    firsts = {int(choose_drafts(drafter, states, torch.tensor([5, x]))[0]) for x in range(config.vocab_size)}
+    assert len(firsts) > 5
 
 
 def test_any_correction_leaves_the_output_alone(tiny_target):
@@ -158,8 +157,8 @@ def test_it_starts_at_nothing_and_learns_at_once():
     theirs = dict(plain.named_parameters())
     own = {name: p for name, p in drafter.named_parameters() if name not in theirs}
     assert {n: tuple(p.shape) for n, p in own.items()} == {
-        "correction.embed_norm.weight": (8,), "correction.gate_proj.weight": (RANK, 8 * (1 + RECENT)),
-        "correction.up_proj.weight": (RANK, 8 * (1 + RECENT)), "correction.lm_head.weight": (23, RANK)}  # fmt: skip
+        "correction.embed_norm.weight": (8,), "correction.gate_proj.weight": (RANK, 8 * (1 + TOLD)),
+        "correction.up_proj.weight": (RANK, 8 * (1 + TOLD)), "correction.lm_head.weight": (23, RANK)}  # fmt: skip
     assert all(torch.equal(p, dict(drafter.named_parameters())[n]) for n, p in theirs.items())
     packed = stream(*PACKED)
     batch, head = random_batch(drafter.config, *packed)
@@ -230,5 +229,5 @@ def test_memory_counts_the_joined_heads_and_what_the_features_keep():
     assert drafter.loss - plain.loss == 2 * 23 * (8 + RANK) * 4
     assert drafter.kept == plain.kept
     # Embeddings, what the gated unit reads, its two sides and their product, and the joined rows; and their gradients.
-    least = RECENT * 8 + (1 + RECENT) * 8 + 3 * RANK + (8 + RANK)
+    least = TOLD * 8 + (1 + TOLD) * 8 + 3 * RANK + (8 + RANK)
     assert 2 * 4 * least <= drafter.row - plain.row <= 2 * 2 * 4 * least

@@ -9,9 +9,9 @@ from steps import SMALL, assert_same, gradients, step
 from tiny import random_batch, tiny_config, tiny_drafter
 
 from peagle_core.cod import sample_elements
-from peagle_core.correction import recent_tokens_of_elements
 from peagle_core.draft_vocabulary import draft_vocab_ids
 from peagle_core.errors import InputError
+from peagle_core.told import ToldInTraining
 from peagle_core.training import StepOptions, charged_elements, forward_elements
 
 PACKED = ("uAAAAAAAAA", "uuAAAAAAA")
@@ -34,8 +34,8 @@ def reference(drafter, batch, elements, head, tv: float):
     drafter.zero_grad(set_to_none=True)
     charged = charged_elements(elements, batch, head, drafter.d2t)
     states = forward_elements(drafter, batch, elements, "dense")
-    recent = recent_tokens_of_elements(batch.input_ids, elements.anchor, elements.depth)
-    logits = drafter.corrected_logits(drafter.norm(states), recent)
+    told = ToldInTraining(batch.input_ids, batch.doc_starts, drafter.config.vocab_size)(elements.anchor, elements.depth)
+    logits = drafter.corrected_logits(drafter.norm(states), told)
     target_rows = head[draft_vocab_ids(drafter.d2t)]
     total = torch.zeros((), dtype=torch.float64)
     for row in charged.nonzero().squeeze(-1).tolist():

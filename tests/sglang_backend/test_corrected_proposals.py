@@ -13,14 +13,15 @@ pytest.importorskip("sglang")
 
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
-from peagle_core.correction import RECENT
 from peagle_core.generate import chain_logits, choose_drafts
+from peagle_core.told import NONE, RECENT
 from sglang_backend import drafter_pass, proposals
 from sglang_backend.cpu.torch_kernels import verify_sampling
 from sglang_backend.draft_distributions import DraftDistributions
 from sglang_backend.drafter_pass import DrafterPass
 from sglang_backend.graphs import DraftGraphs
 from sglang_backend.proposals import Chain, propose_greedy, propose_sampled
+from sglang_backend.texts import Texts
 
 BS, K, VOCAB, WIDTH = 5, 4, 61, 24
 
@@ -38,16 +39,27 @@ def drafter():
 def served(drafter) -> SimpleNamespace:
     """What a chain asks of `PEagleForCausalLM`, over the reference's weights."""
 
-    def correction(normed, recent):
+    def correction(normed, recent, found):
         nothing = [torch.zeros_like(normed)] * (RECENT - len(recent))
-        return drafter.correction(normed, torch.stack([*recent, *nothing], 1))
+        return drafter.correction(normed, torch.stack([*recent, *nothing, found], 1))
 
-    return SimpleNamespace(correction=correction, embedded=drafter.embed_tokens)
+    def embedded(ids):
+        return drafter.embed_tokens(ids.clamp(min=0)) * (ids != NONE)[:, None]
+
+    return SimpleNamespace(correction=correction, embedded=embedded)
 
 
-def chain_logits_of_all(drafter, states, newest, drafts) -> torch.Tensor:
-    """[BS, K, V_d] of the reference loop."""
-    return torch.stack([chain_logits(drafter, *one) for one in zip(states, newest.long(), drafts, strict=True)])
+def texts(vocab: int = 6) -> torch.Tensor:
+    """[BS, W], full of repetitions; the second is of three tokens."""
+    text = torch.randint(0, vocab, (BS, 40))
+    text[1, :-3] = NONE
+    return text
+
+
+def chain_logits_of_all(drafter, states, text, drafts) -> torch.Tensor:
+    """[BS, K, V_d] of the reference loop, whose texts have a first token that nobody reads."""
+    known = [torch.cat([torch.tensor([0]), row[row != NONE]]) for row in text]
+    return torch.stack([chain_logits(drafter, *one) for one in zip(states, known, drafts, strict=True)])
 
 
 def sampling_info(bs: int, top_k: int = 1 << 30) -> SimpleNamespace:
@@ -61,11 +73,12 @@ def sampling_info(bs: int, top_k: int = 1 << 30) -> SimpleNamespace:
 @pytest.mark.parametrize("sampled", [False, True])
 def test_greedy_drafts_are_the_reference_loops(drafter, sampled):
     to_target = drafter.target_ids(torch.arange(20))
-    states, newest = torch.randn(BS, K, WIDTH), torch.randint(0, VOCAB, (BS,), dtype=torch.int32)
+    states, text = torch.randn(BS, K, WIDTH), texts()
     logits = drafter.lm_head(states)
-    expected = torch.stack([choose_drafts(drafter, *pair) for pair in zip(states, newest.long(), strict=True)])
-    corrected = chain_logits_of_all(drafter, states, newest, expected)
-    chain = Chain(served(drafter), states, newest)
+    known = [torch.cat([torch.tensor([0]), row[row != NONE]]) for row in text]
+    expected = torch.stack([choose_drafts(drafter, *pair) for pair in zip(states, known, strict=True)])
+    corrected = chain_logits_of_all(drafter, states, text, expected)
+    chain = Chain(served(drafter), states, text)
     if sampled:
         found = propose_sampled(logits, to_target, sampling_info(BS, top_k=1), torch.arange(BS), chain)
     else:
@@ -77,10 +90,10 @@ def test_greedy_drafts_are_the_reference_loops(drafter, sampled):
 @torch.no_grad()
 def test_each_distribution_is_that_of_the_corrected_row(drafter):
     to_target = drafter.target_ids(torch.arange(20))
-    states, newest = torch.randn(BS, K, WIDTH), torch.randint(0, VOCAB, (BS,))
-    chain = Chain(served(drafter), states, newest)
+    states, text = torch.randn(BS, K, WIDTH), texts()
+    chain = Chain(served(drafter), states, text)
     found = propose_sampled(drafter.lm_head(states), to_target, sampling_info(BS), torch.arange(BS), chain)
-    corrected = chain_logits_of_all(drafter, states, newest, found.token_ids)
+    corrected = chain_logits_of_all(drafter, states, text, found.token_ids)
     torch.testing.assert_close(found.probs, (corrected / 0.7).softmax(-1))
     assert torch.isin(found.token_ids, to_target).all()
 
@@ -94,8 +107,8 @@ def test_verification_gives_the_targets_distribution():
     logits = torch.tensor([[0.5, 1.0, -1.0], [0.2, 0.0, 0.4]]).repeat(bs, 1, 1)
     table = torch.zeros(vocab, 3)
     table[to_target] = torch.tensor([[3.0, 0.0, -2.0], [-2.0, 1.0, 1.0], [0.0, -3.0, 2.0]])
-    by_table = SimpleNamespace(correction=lambda _, recent: recent[0], embedded=lambda ids: table[ids])
-    chain = Chain(by_table, torch.zeros(bs, 2, 0), torch.full((bs,), 1))
+    by_table = SimpleNamespace(correction=lambda _, recent, found: recent[0], embedded=lambda ids: table[ids])
+    chain = Chain(by_table, torch.zeros(bs, 2, 0), torch.full((bs, 3), 1))
     proposal = propose_sampled(logits, to_target, sampling_info(bs), torch.arange(bs), chain)
     distributions = DraftDistributions(bs, 2, vocab, "cpu")
     distributions.write(torch.arange(bs), proposal.probs, to_target)
@@ -117,7 +130,7 @@ def test_verification_gives_the_targets_distribution():
         assert p_value(after.bincount(minlength=vocab), second) > 1e-3
 
 
-def worker(drafter, samples: bool) -> DrafterPass:
+def worker(drafter, samples: bool, texts_of: Texts) -> DrafterPass:
     made = object.__new__(DrafterPass)
     made.speculative_num_steps = made.relay_width = K
     made.samples_drafts, made.recorder, made.certain = samples, None, torch.ones(1)
@@ -125,6 +138,7 @@ def worker(drafter, samples: bool) -> DrafterPass:
     made.hot_token_id = drafter.target_ids(torch.arange(20))
     made.target_worker = SimpleNamespace(model_config=SimpleNamespace(vocab_size=VOCAB + 3))
     made.draft_runner = SimpleNamespace(model=served(drafter))
+    made.draft_runner.model.texts = texts_of
     return made
 
 
@@ -135,31 +149,39 @@ def test_all_ranks_verify_the_first_ranks_draws_with_its_distributions(drafter, 
     calls = iter(theirs)
     group = SimpleNamespace(world_size=2, broadcast=lambda drafts, src: drafts.copy_(next(calls)))
     monkeypatch.setattr(drafter_pass, "get_parallel", lambda: SimpleNamespace(tp_group=group))
-    states, newest = torch.randn(BS, K, WIDTH), torch.tensor([3, 9, 1, 2, 5])
+    states, lengths = torch.randn(BS, K, WIDTH), torch.tensor([20, 3, 30, 11, 2])
     logits = drafter.lm_head(states)
-    draft_input = SimpleNamespace(bonus_tokens=newest)
-    requests, made = torch.randperm(BS) + 1, worker(drafter, samples=True)
+    draft_input = SimpleNamespace()
+    texts_of = Texts(BS * 32 + 32, torch.arange((BS + 1) * 32, dtype=torch.int32).view(BS + 1, 32))
+    texts_of.write(torch.arange(BS * 32 + 32), torch.randint(0, 6, (BS * 32 + 32,), dtype=torch.int32))
+    requests, made = torch.randperm(BS) + 1, worker(drafter, True, texts_of)
+    text = texts_of.read(requests, lengths)
+    assert [(row != NONE).sum() for row in text] == lengths.tolist()
+    assert torch.equal(text[0, -20:], texts_of.token_behind.view(BS + 1, 32)[requests[0], :20])
     batch = SimpleNamespace(sampling_info=sampling_info(BS), reqs=[], req_pool_indices=requests)
     output = LogitsProcessorOutput(logits.flatten(0, 1), hidden_states=states.flatten(0, 1))
-    made._set_drafts(draft_input, output, batch, torch.arange(BS))
+    made._set_drafts(draft_input, output, batch, lengths)
     assert torch.equal(draft_input.topk_index, theirs.T)
     ids = drafter.target_ids(torch.arange(20))
-    expected = (chain_logits_of_all(drafter, states, newest, draft_input.topk_index) / 0.7).softmax(-1)
+    expected = (chain_logits_of_all(drafter, states, text, draft_input.topk_index) / 0.7).softmax(-1)
     torch.testing.assert_close(made.distributions.probs[requests][..., ids], expected)
 
 
 @torch.no_grad()
-def test_a_graph_finds_the_newest_token_in_the_row_of_the_first_draft(drafter):
+def test_a_graph_finds_the_text_from_the_row_of_the_first_draft(drafter):
     graphs = object.__new__(DraftGraphs)
     graphs.num_drafts = 3
-    graphs.model_runner = SimpleNamespace(model=served(drafter))
+    model = SimpleNamespace(texts=Texts(40, torch.arange(40, dtype=torch.int32).view(4, 10)))
+    model.texts.write(torch.arange(40), torch.arange(100, 140))
+    graphs.model_runner = SimpleNamespace(model=model)
     select = torch.tensor([1, 2, 3, 6, 7, 8])
+    positions = torch.tensor([3, 4, 5, 6, 7, 7, 2, 3, 4, 5, 5, 5])
     batch = SimpleNamespace(
-        input_ids=torch.arange(100, 112), spec_info=SimpleNamespace(select_index=select), batch_size=2
+        positions=positions, req_pool_indices=torch.tensor([2, 1]), spec_info=SimpleNamespace(select_index=select)
     )
     chain = graphs._chain(batch, torch.arange(12.0).view(6, 2))
-    assert chain.newest.tolist() == [101, 106] and chain.model is graphs.model_runner.model
-    assert chain.states[1, 0].tolist() == [6, 7]
+    assert chain.text.tolist() == [[NONE] * 5 + [120, 121, 122, 123, 124], [NONE] * 7 + [110, 111, 112]]
+    assert chain.model is model and chain.states[1, 0].tolist() == [6, 7]
     assert graphs._chain(batch, None) is None
 
 

@@ -17,7 +17,7 @@ from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.runtime_context import get_context, get_parallel
 
 from peagle_core.checkpoint import load_drafter
-from peagle_core.correction import RECENT, recent_tokens
+from peagle_core.told import NONE
 
 ROWS, K, LAYERS = 14, 3, 3
 
@@ -93,7 +93,7 @@ def test_a_correction_is_loaded_and_updated_in_place(causal_lm, tmp_path):
 
 @torch.no_grad()
 def test_what_it_adds_is_the_reference_loops(causal_lm, tmp_path):
-    """Over SGLang's layers; of chains of one token, of more than are read, and with one that the head has not."""
+    """Over SGLang's layers; with tokens that there are not, and one that the head's vocabulary has not."""
     stored = load_drafter(tmp_path)
     table = causal_lm.model.embed_tokens
     table.forward = lambda ids: F.embedding(ids, table.weight)  # SGLang's wants a process group
@@ -101,12 +101,15 @@ def test_what_it_adds_is_the_reference_loops(causal_lm, tmp_path):
     stored.correction.lm_head.weight.copy_(causal_lm.correction.lm_head.weight)
     causal_lm.unknown_ids = True
     unknown, mask = 10**6, causal_lm.head.mask_token_id
-    for chain, told in ([4], [4]), ([7, 9, 2, 5], [9, 2, 5]), ([unknown, 3], [mask, 3]):
+    for recent, told in (
+        ([4, NONE, NONE, NONE], [4, NONE, NONE, NONE]), ([9, 2, 5, 7], [9, 2, 5, 7]),
+        ([unknown, 3, NONE, unknown], [mask, 3, NONE, mask]),
+    ):  # fmt: skip
         normed = torch.randn(1, causal_lm.head.hidden_size)
-        recent = [causal_lm.embedded(torch.tensor([token])) for token in chain[::-1]]
-        found = causal_lm.correction(normed, recent[:RECENT])
-        told = recent_tokens(torch.tensor([told]))[:, -1]
-        torch.testing.assert_close(found, stored.corrected_logits(normed, told) - stored.lm_head(normed))
+        *recent, found = [causal_lm.embedded(torch.tensor([token])) for token in recent]
+        found = causal_lm.correction(normed, [row for row in recent if row.any()], found)
+        expected = stored.corrected_logits(normed, torch.tensor([told])) - stored.lm_head(normed)
+        torch.testing.assert_close(found, expected)
 
 
 @torch.no_grad()

@@ -95,7 +95,7 @@ def with_correction(head: Path, to: Path) -> Path:
     torch.manual_seed(4)
     drafter = PEagleDrafter(plain.config.replace(correction_rank=4))
     drafter.load_state_dict(plain.state_dict(), strict=False)
-    torch.nn.init.normal_(drafter.correction.lm_head.weight, std=4.0)
+    torch.nn.init.normal_(drafter.correction.lm_head.weight, std=16.0)
     save_drafter(drafter, to, torch.float32)
     return to
 

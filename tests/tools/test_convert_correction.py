@@ -12,9 +12,9 @@ from tiny import tiny_config, tiny_drafter, tiny_target
 from tiny_heads import write_flat
 
 from peagle_core.checkpoint import save_drafter
-from peagle_core.correction import RECENT
 from peagle_core.generate import speculate
 from peagle_core.tensors import weight_files
+from peagle_core.told import TOLD
 from tools.convert import correction_cost
 from tools.convert.__main__ import main
 
@@ -63,7 +63,7 @@ def test_with_the_target_at_hand_its_cost_is_measured(tmp_path, target, capsys, 
     with torch.no_grad():
         for projection in (own.gate_proj, own.up_proj):  # of the newest token alone
             projection.weight[:, :width] = projection.weight[:, 2 * width :] = 0
-        nothing = torch.zeros(vocab, RECENT - 1, width)
+        nothing = torch.zeros(vocab, TOLD - 1, width)
         newest = torch.cat([drafter.embed_tokens.weight[:, None], nothing], 1)
         features = own.features(torch.zeros(vocab, width), newest)
         own.lm_head.weight.copy_(torch.linalg.solve(features.double(), 1000 * said_after.double()).T)

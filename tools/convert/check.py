@@ -56,7 +56,7 @@ def _run(head: Head, target: Target | None, corrected: bool) -> tuple[Tensor, Te
     if not corrected:
         drafter.correction = None
     states = draft_states(drafter, DraftCache(), tokens, aux, DEPTHS, 0)
-    return chain_logits(drafter, states, tokens[-1], tokens[:DEPTHS]), drafter.d2t
+    return chain_logits(drafter, states, tokens, tokens[:DEPTHS]), drafter.d2t
 
 
 @torch.no_grad()

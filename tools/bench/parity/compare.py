@@ -179,4 +179,4 @@ def _best(drafter: PEagleDrafter, logits: Tensor) -> list[int]:
 
 
 def _drafted(drafter: PEagleDrafter, ids: Tensor, aux: Tensor, drafts: Tensor) -> Tensor:
-    return chain_logits(drafter, draft_states(drafter, DraftCache(), ids[1:], aux, len(drafts), 0), ids[-1], drafts)
+    return chain_logits(drafter, draft_states(drafter, DraftCache(), ids[1:], aux, len(drafts), 0), ids, drafts)
