@@ -51,7 +51,7 @@ class ToldInTraining:
 
     def __init__(self, input_ids: Tensor, doc_starts: Tensor, vocab_size: int) -> None:
         """Index the pairs. input_ids: int64[n]; doc_starts: int64[n], index of the first token of each document."""
-        self.input_ids, self.doc_starts, n = input_ids, doc_starts, len(input_ids)
+        self.input_ids, n = input_ids, len(input_ids)
         index = torch.arange(n, device=input_ids.device)
         pair = (doc_starts * vocab_size + input_ids.roll(1)) * vocab_size + input_ids
         # A pair with a document's first token, or across its border, is nobody's: it gets a number of its own.
