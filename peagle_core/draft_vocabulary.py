@@ -16,6 +16,12 @@ def offsets(ids: Tensor) -> Tensor:
     return ids - torch.arange(len(ids), device=ids.device)
 
 
+def draft_ids(ids: Tensor, vocab_size: int) -> Tensor:
+    """Return the draft id of each target id, int64[V], -1 where it cannot be drafted. ids: int64[V_d], target ids."""
+    table = torch.full((vocab_size,), -1, dtype=torch.int64, device=ids.device)
+    return table.index_copy(0, ids, torch.arange(len(ids), device=ids.device))
+
+
 def membership(ids: Tensor, vocab_size: int) -> Tensor:
     """Return t2d, bool[V]: whether a target token can be drafted. ids: int64[V_d], target ids."""
     t2d = torch.zeros(vocab_size, dtype=torch.bool, device=ids.device)

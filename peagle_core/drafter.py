@@ -18,9 +18,11 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from peagle_core.config import PEagleConfig
-from peagle_core.correction import Correction
+from peagle_core.correction import Correction, Told
+from peagle_core.draft_vocabulary import draft_ids, draft_vocab_ids
 from peagle_core.hidden_state_designs import make_design
-from peagle_core.told import NONE
+from peagle_core.loss import Copied
+from peagle_core.told import NONE, TOKENS
 
 # (layer index, q [N,h,D], k [N,hk,D], v [N,hk,D]) -> [N,h,D]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -93,7 +95,7 @@ class Layer(nn.Module):
 class PEagleDrafter(nn.Module):
     """Named as in the checkpoint: fc, mask_hidden [1,1,3H_t], embed_tokens, layers.*, norm, lm_head; buffer d2t.
 
-    With config.correction_rank also correction.{embed_tokens,lm_head}.
+    With config.correction_rank also the tensors of `peagle_core.correction`.
     An EAGLE-3 head (config.autoregressive) has no mask_hidden; the rest is the same.
     """
 
@@ -183,21 +185,26 @@ class PEagleDrafter(nn.Module):
         logits = self.lm_head(normed)
         if self.correction is None or told is None:
             return logits
-        return logits + self.correction(normed, self._embedded(told))
+        return self.correction(logits, normed, self._read(told))
 
-    def loss_factors(self, hidden: Tensor, told: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return [M, F] and [V_d, F], whose product is the corrected logits of M rows, as the fused loss takes them.
+    def loss_factors(self, hidden: Tensor, told: Tensor | None) -> tuple[Tensor, Tensor, Copied | None]:
+        """Return [M, F] and [V_d, F], whose product is the logits of M rows, and what is added to one logit of each.
+
+        So the fused loss takes them; together these are the corrected logits.
 
         hidden: [M, H], their states before the final norm; told: as in `corrected_logits`.
         """
         normed, head = self.norm(hidden), self.lm_head.weight
         if self.correction is None or told is None:
-            return normed, head
-        return self.correction.widened(normed, head, self._embedded(told))
+            return normed, head, None
+        return self.correction.widened(normed, head, self._read(told))
 
-    def _embedded(self, told: Tensor) -> Tensor:
-        """[..., TOLD] -> [..., TOLD, H], zeros for NONE."""
-        return self.embed_tokens(told.clamp(min=0)) * (told != NONE)[..., None]
+    def _read(self, told: Tensor) -> Told:
+        """Look up what rows are told. told: int64[..., TOLD]."""
+        tokens, match = told[..., :TOKENS], told[..., -1]
+        embeddings = self.embed_tokens(tokens.clamp(min=0)) * (tokens != NONE)[..., None]
+        found, table = tokens[..., -1], draft_ids(draft_vocab_ids(self.d2t), self.config.vocab_size)
+        return Told(embeddings, match, torch.where(found != NONE, table[found.clamp(min=0)], NONE))
 
     def target_ids(self, draft_ids: Tensor) -> Tensor:
         """Map draft vocabulary ids to target vocabulary ids."""

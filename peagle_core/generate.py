@@ -25,7 +25,7 @@ from peagle_core.drafter import PEagleDrafter
 from peagle_core.end_ids import ids_of
 from peagle_core.errors import InputError
 from peagle_core.target import run_target
-from peagle_core.told import told_of_chain
+from peagle_core.told import ToldWhileDrafting, told_of_chain
 from peagle_core.verify import verify_chain
 
 
@@ -93,11 +93,11 @@ def choose_drafts(drafter: PEagleDrafter, states: Tensor, text: Tensor) -> Tenso
     """
     if drafter.correction is None:
         return drafter.target_ids(drafter.corrected_logits(states, None).argmax(-1))
-    chain = text[-1:]
+    told, drafts = ToldWhileDrafting(text), []
     for row in states:
-        logits = drafter.corrected_logits(row, told_of_chain(text, chain)[-1])
-        chain = torch.cat([chain, drafter.target_ids(logits.argmax(-1))[None]])
-    return chain[1:]
+        drafts.append(drafter.target_ids(drafter.corrected_logits(row, told()).argmax(-1)))
+        told.follow(drafts[-1])
+    return torch.stack(drafts)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ sampling accepts the draft.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,17 @@ from peagle_core.kernels import runs_on
 LOSSES = ("kl", "ce")
 CHUNK_ROWS = 1024
 CPU_CHUNK_LOGITS = 2**20  # a few megabytes per tensor stay in the cache
+
+
+class Copied(NamedTuple):
+    """What is added to one logit of each row. draft_id: int64[...], which; amount: [...], zero where there is none."""
+
+    draft_id: Tensor
+    amount: Tensor
+
+    def add_to(self, logits: Tensor) -> Tensor:
+        """Return logits [..., V_d] with it."""
+        return logits.scatter_add(-1, self.draft_id[..., None], self.amount[..., None].to(logits.dtype))
 
 
 @dataclass(frozen=True)
@@ -44,18 +55,20 @@ def distillation_loss(
     loss: str = "kl",
     chunk_rows: int | None = None,
     tv: float = 0.0,
+    copied: Copied | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute the weighted sum of the rows' losses, and which rows' top-1 equals the target's.
 
     hidden: [M, H], normed; lm_head: [V_d, H]; weight: float[M]; chunk_rows: rows whose logits exist at a time, by
-    default at most 1024; tv: share of total variation in the loss, the rest being `loss`. Returns (scalar in fp32 or
-    fp64, bool[M]). Gradients flow to hidden and lm_head. Raises
-    InputError on an unknown loss.
+    default at most 1024; tv: share of total variation in the loss, the rest being `loss`; copied: of M rows, added to
+    their logits. Returns (scalar in fp32 or fp64, bool[M]). Gradients flow to hidden, lm_head and what is copied.
+    Raises InputError on an unknown loss.
     """
     if loss not in LOSSES:
         raise InputError(f"unknown loss {loss!r}; choose from {', '.join(LOSSES)}")
     chunk_rows = chunk_rows or _default_chunk_rows(hidden, lm_head)
-    return _Distillation.apply(hidden, lm_head, labels, weight, loss, chunk_rows, tv)
+    draft_id, amount = (None, None) if copied is None else copied
+    return _Distillation.apply(hidden, lm_head, amount, draft_id, labels, weight, loss, chunk_rows, tv)
 
 
 def _default_chunk_rows(hidden: Tensor, lm_head: Tensor) -> int:
@@ -112,41 +125,48 @@ class _Distillation(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         lm_head: Tensor,
+        amount: Tensor | None,
+        draft_id: Tensor | None,
         labels: Labels,
         weight: Tensor,
         loss: str,
         chunk_rows: int,
         tv: float,
     ) -> tuple[Tensor, Tensor]:
-        needs_hidden, needs_head = ctx.needs_input_grad[:2]
+        needs_hidden, needs_head, needs_amount = ctx.needs_input_grad[:3]
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         correct = torch.empty(len(hidden), dtype=torch.bool, device=hidden.device)
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         grad_head = torch.zeros_like(lm_head) if needs_head else None
+        grad_amount = torch.zeros_like(amount) if amount is not None and needs_amount else None
         in_kernel = runs_on(hidden.device) and total.dtype == torch.float32
         loss_of = chunk_loss_triton if in_kernel else chunk_loss
         # Rows that share a slot stand together, so that a chunk projects as few slots as possible, each of them once.
         for rows in labels.index.argsort().split(chunk_rows):
             slot, target_row = labels.index[rows].unique(return_inverse=True)
             draft, target = _logits(hidden[rows], lm_head), _logits(labels.states[slot], labels.target_rows)
-            needs_grad = needs_hidden or needs_head
+            if amount is not None and draft_id is not None:
+                draft.scatter_add_(1, draft_id[rows, None], amount[rows, None].to(draft.dtype))
+            needs_grad = needs_hidden or needs_head or needs_amount
             losses, correct[rows], grad = loss_of(
                 draft, target, target_row, weight[rows].to(total.dtype), loss, needs_grad, tv
             )
             total += losses
             if grad is None:
                 continue
+            if grad_amount is not None and draft_id is not None:
+                grad_amount[rows] = grad.gather(1, draft_id[rows, None])[:, 0].to(grad_amount.dtype)
             grad = grad.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = (grad @ lm_head.to(grad.dtype)).to(hidden.dtype)
             if grad_head is not None:
                 grad_head += (grad.T @ hidden[rows]).to(grad_head.dtype)
         ctx.mark_non_differentiable(correct)
-        ctx.grads = grad_hidden, grad_head
+        ctx.grads = grad_hidden, grad_head, grad_amount
         return total, correct
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_head = ctx.grads
-        scale = [None if g is None else g * grad_total.to(g.dtype) for g in (grad_hidden, grad_head)]
-        return *scale, None, None, None, None, None
+        grads = ctx.grads
+        scale = [None if g is None else g * grad_total.to(g.dtype) for g in grads]
+        return *scale, None, None, None, None, None, None

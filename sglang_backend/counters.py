@@ -16,6 +16,7 @@ ACCEPTED = "peagle:accepted_drafts"  # Prometheus adds `_total`
 class Counters:
     decode_steps: int = 0
     decode_drafter_passes: int = 0
+    verified_drafts: int = 0  # of all requests; SGLang's own figure reckons with the first K of an adaptive server
     prefill_drafter_passes: int = 0
     prefills_without_masks: int = 0
 

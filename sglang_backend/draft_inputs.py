@@ -85,12 +85,13 @@ class DecodeRows(DraftRows):
 
 def rows_after_verify(
     next_token_ids: Tensor, accept_lens: Tensor, seq_lens: Tensor, req_pool_indices: Tensor, req_to_token: Tensor,
-    num_draft_tokens: int, mask_token_id: int, out: DecodeRows | None = None,
+    num_draft_tokens: int, mask_token_id: int, num_verified: int, out: DecodeRows | None = None,
 ) -> DecodeRows:  # fmt: skip
     """Return 2K rows per request: accept_lens[i] real ones, K-1 masks, padding.
 
     No host synchronisation.
-    next_token_ids: int[bs * (K+1)], the target's choice after each verified row (the last accepted one is the bonus
+    num_verified: of the K drafts of a pass, how many the verification took, k <= K;
+    next_token_ids: int[bs * (k+1)], the target's choice after each verified row (the last accepted one is the bonus
     token); accept_lens: int[bs], accepted drafts + 1; seq_lens, req_pool_indices: int[bs]; req_to_token: the KV slot
     of each position of each request. out: buffers to fill, for any number of requests; those past bs become padding.
     """
@@ -100,14 +101,15 @@ def rows_after_verify(
     if accept_lens.is_cuda:
         from sglang_backend.kernels.draft_rows import expand as fill
     fill(
-        out, next_token_ids, accept_lens, seq_lens, req_pool_indices, req_to_token, num_draft_tokens, mask_token_id
+        out, next_token_ids, accept_lens, seq_lens, req_pool_indices, req_to_token, num_draft_tokens, mask_token_id,
+        num_verified,
     )  # fmt: skip
     return out
 
 
 def fill_rows(
     out: DecodeRows, next_token_ids: Tensor, accept_lens: Tensor, seq_lens: Tensor, req_pool_indices: Tensor,
-    req_to_token: Tensor, num_draft_tokens: int, mask_token_id: int,
+    req_to_token: Tensor, num_draft_tokens: int, mask_token_id: int, num_verified: int,
 ) -> None:  # fmt: skip
     """Compute `rows_after_verify` in torch, the reference of kernels.draft_rows.expand.
 
@@ -121,7 +123,7 @@ def fill_rows(
     request = torch.arange(bs, device=accept_lens.device)[:, None]
     real = row < accepted
     used = (row < accepted + k - 1) & (accepted > 0)
-    verified = request * verified_rows(k) + row
+    verified = request * verified_rows(num_verified) + row
     position = length + row
     token = next_token_ids.long()[verified.clamp(max=next_token_ids.shape[0] - 1)]
     kv_slot = req_to_token[owner, position.clamp(max=table_width - 1)].long()

@@ -8,7 +8,7 @@ which is computed once per weight load.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from sglang.srt.configs.draft_parallel import DraftParallelSpec, DraftTPExecution
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from peagle_core.checkpoint import collect_part, collect_tensors, is_complete
 from peagle_core.config import PEagleConfig
-from peagle_core.draft_vocabulary import draft_vocab_ids
+from peagle_core.draft_vocabulary import draft_ids, draft_vocab_ids
 from peagle_core.head_directory import head_directory
 from peagle_core.tensors import SHARED
 from peagle_core.told import NONE
@@ -165,7 +165,9 @@ class PEagleForCausalLM(nn.Module):
         logits_config = copy.deepcopy(config)
         logits_config.vocab_size = head.draft_vocab_size
         self.logits_processor = LogitsProcessor(logits_config)
-        self.hot_token_id: Tensor | None = None  # target id of each draft id, where the vocabularies differ
+        # Target id of each draft id, and the other way round, where the vocabularies differ
+        self.hot_token_id: Tensor | None = None
+        self.draft_of: Tensor | None = None
         self.own: set[str] = set(SHARED)  # which of the shareable tensors the checkpoint brought itself
         self.loaded = False
         self.texts: Texts | None = None  # of all requests, where there is a correction, set beside the KV pool
@@ -196,6 +198,14 @@ class PEagleForCausalLM(nn.Module):
         rows = self.correction.embed_norm(self.model.embed_tokens(self.known_ids(token_ids.clamp(min=0))))
         return rows * (token_ids != NONE)[:, None]
 
+    def correct(self, logits: Tensor, state: Tensor, recent: Sequence[Tensor], found: Tensor, match: Tensor) -> None:
+        """Correct the logits of bs rows in place, see `ServedCorrection`. found: int64[bs], target ids or NONE."""
+        assert self.correction is not None
+        can_be = (found != NONE) & (found < self.head.vocab_size)
+        draft_id = found if self.draft_of is None else self.draft_of[torch.where(can_be, found, 0)]
+        draft_id = torch.where(can_be, draft_id, NONE)
+        self.correction(logits, state, recent, self.embedded(found), match, draft_id)
+
     def known_ids(self, token_ids: Tensor) -> Tensor:
         """Replace ids that the head's vocabulary has not by the mask token's."""
         if not self.unknown_ids:
@@ -220,10 +230,12 @@ class PEagleForCausalLM(nn.Module):
         d2t = tensors.pop("d2t", None)
         if d2t is not None:
             target_ids = draft_vocab_ids(d2t.cpu())
-            if self.hot_token_id is None:
-                self.hot_token_id = target_ids
+            table = draft_ids(target_ids, self.head.vocab_size)
+            if self.hot_token_id is None or self.draft_of is None:
+                self.hot_token_id, self.draft_of = target_ids, table
             else:
                 self.hot_token_id.copy_(target_ids)
+                self.draft_of.copy_(table)
         parameters = dict(self.named_parameters())
         for name, tensor in tensors.items():
             outside = name.startswith(("lm_head.", "correction."))
@@ -250,7 +262,9 @@ class PEagleForCausalLM(nn.Module):
         self.model.mask_fused.copy_(self.model.fuse(self.model.mask_hidden.view(1, -1)))
 
     def share_with_target(self, embed: Tensor, head: Tensor) -> None:
-        """Use the target's embedding or head where the checkpoint has none of its own."""
+        """Use the target's embedding or head where the checkpoint has none of its own, and work where they lie."""
+        if self.hot_token_id is not None and self.draft_of is not None:
+            self.hot_token_id, self.draft_of = self.hot_token_id.to(embed.device), self.draft_of.to(embed.device)
         if "embed_tokens.weight" not in self.own:
             self.model.embed_tokens.weight = embed
         if "lm_head.weight" not in self.own:

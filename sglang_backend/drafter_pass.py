@@ -22,6 +22,7 @@ from sglang.srt.utils.common import async_h2d
 from torch import Tensor
 
 from sglang_backend import proposals
+from sglang_backend.confidence import confidences
 from sglang_backend.corrections import penalties
 from sglang_backend.counters import Counters
 from sglang_backend.draft_distributions import DraftDistributions
@@ -43,9 +44,11 @@ class DrafterPass(EagleDraftWorker):
     relay_width: drafts per request in SGLang's relay buffers, the largest K; samples_drafts: whether drafts are drawn
     from the drafter's distribution (rejection sampling) or its argmax; recorder: None unless passes are dumped;
     distributions: what sampled drafts were drawn from, set where they are sampled;
-    certain: float32[1], the 1 that stands for each draft where SGLang relays scores of a tree.
+    by_confidence: whether how many drafts are verified follows their confidence (`sglang_backend.confidence`);
+    certain: float32[1], the 1 that stands for each draft else where SGLang relays scores of a tree.
     """
 
+    by_confidence: bool = False
     certain: Tensor
     counters: Counters
     distributions: DraftDistributions
@@ -55,9 +58,14 @@ class DrafterPass(EagleDraftWorker):
     samples_drafts: bool
 
     @property
-    def num_drafts(self) -> int:
-        """Return K of the step in hand; adaptive speculation changes it between steps."""
+    def num_verified(self) -> int:
+        """Return how many drafts the step in hand verifies; adaptive speculation changes it between steps."""
         return self.speculative_num_steps
+
+    @property
+    def num_drafts(self) -> int:
+        """Return K of a pass: what is verified, or, where that follows confidence, always the most."""
+        return self.relay_width if self.by_confidence else self.speculative_num_steps
 
     @property
     def _target_vocab_size(self) -> int:
@@ -85,6 +93,7 @@ class DrafterPass(EagleDraftWorker):
             self.req_to_token_pool.req_to_token,
             self.num_drafts,
             self.mask_token_id,
+            self.num_verified,
         )
         batch.out_cache_loc = rows.kv_slots
         extend_input = DraftExtendInput(
@@ -193,6 +202,7 @@ class DrafterPass(EagleDraftWorker):
             proposal = proposals.Proposal(drafts)
         else:
             proposal = proposals.propose_greedy(by_request, self.hot_token_id, chain)
+        certainty = confidences(by_request) if self.by_confidence else self.certain  # a chain has corrected the logits
         if self.recorder is not None:
             self.recorder.record([r.rid for r in batch.reqs], lengths + 1, proposal.token_ids, logits)
         # SGLang's relay buffers have one width; where K is to rise, the tokens missing are drafted as 0 for one step.
@@ -202,7 +212,7 @@ class DrafterPass(EagleDraftWorker):
         if proposal.probs is not None:
             self.distributions.write(batch.req_pool_indices, proposal.probs, self.hot_token_id)
         draft_input.topk_index, draft_input.draft_probs = ids, None
-        draft_input.topk_p = self.certain.expand(ids.shape)
+        draft_input.topk_p = certainty.expand(ids.shape)
         draft_input.hidden_states = None
 
     def _chain(self, batch, lengths: Tensor, states: Tensor | None) -> proposals.Chain | None:
@@ -217,7 +227,8 @@ class DrafterPass(EagleDraftWorker):
         """Return the verify input of the drafts that came with the batch; no drafter pass here."""
         draft_input: EagleDraftInput = batch.spec_info
         bs, sampling = batch.seq_lens.shape[0], batch.sampling_info
-        drafts, probs = draft_input.topk_index[:, : self.num_drafts], None
+        drafts, probs = draft_input.topk_index[:, : self.num_verified], None
+        self.counters.verified_drafts += bs * self.num_verified
         if self.samples_drafts and not sampling.is_all_greedy:  # greedy verification asks for none
             greedy = sampling.top_ks <= 1 if sampling.need_top_k_sampling else None
             probs = self.distributions.read(batch.req_pool_indices, drafts, greedy)
@@ -230,8 +241,8 @@ class DrafterPass(EagleDraftWorker):
             probs,
             target_worker=self.target_worker,
             topk=1,
-            num_steps=self.num_drafts,
-            num_draft_tokens=verified_rows(self.num_drafts),
+            num_steps=self.num_verified,
+            num_draft_tokens=verified_rows(self.num_verified),
             tree_mask_mode=self.tree_mask_mode,
             device=self.device,
         )

@@ -60,7 +60,15 @@ def padding_rows(bs: int, num_draft_tokens: int, worker) -> DecodeRows:
     tokens = torch.zeros(verified_rows(num_draft_tokens), dtype=torch.int32, device=table.device)
     rows = DecodeRows.allocate(bs, num_draft_tokens, table.device)
     return rows_after_verify(
-        tokens, nothing, nothing.long(), nothing.long(), table, num_draft_tokens, worker.mask_token_id, out=rows
+        tokens,
+        nothing,
+        nothing.long(),
+        nothing.long(),
+        table,
+        num_draft_tokens,
+        worker.mask_token_id,
+        num_verified=num_draft_tokens,
+        out=rows,
     )
 
 
@@ -175,7 +183,7 @@ class DraftGraphs(EAGLEDraftExtendCudaGraphRunner):
         rows_after_verify(
             result.next_token_ids, result.accept_lens, batch.seq_lens, batch.req_pool_indices,
             self.eagle_worker.req_to_token_pool.req_to_token, self.num_drafts, self.eagle_worker.mask_token_id,
-            out=self.static.first(padded, self.num_drafts),
+            self.eagle_worker.num_verified, out=self.static.first(padded, self.num_drafts),
         )  # fmt: skip
         self.buffers.hidden_states[: states.shape[0]].copy_(states)
         if not self.plans_in_graph:

@@ -34,12 +34,13 @@ def check_kernels(device: torch.device, batches: list[tuple[int, int, int]] = BA
         return torch.randint(low, high, shape, generator=generator, device=device, dtype=dtype)
 
     for k, bs, more in batches:
+        verified = max(1, k - more)
         batch: dict[str, Any] = {
-            "next_token_ids": integers(0, 49152, bs * (k + 1), dtype=torch.int32),
-            "accept_lens": integers(1, k + 2, bs, dtype=torch.int32), "seq_lens": integers(1, TABLE, bs),
+            "next_token_ids": integers(0, 49152, bs * (verified + 1), dtype=torch.int32),
+            "accept_lens": integers(1, verified + 2, bs, dtype=torch.int32), "seq_lens": integers(1, TABLE, bs),
             "req_pool_indices": torch.randperm(400, generator=generator, device=device)[:bs],
             "req_to_token": integers(1, 2**20, 401, TABLE, dtype=torch.int32), "num_draft_tokens": k,
-            "mask_token_id": 7,
+            "mask_token_id": 7, "num_verified": verified,
         }  # fmt: skip
         ours, theirs = (DecodeRows.allocate(bs + more, k, device) for _ in range(2))
         draft_rows.expand(ours, **batch)

@@ -13,7 +13,7 @@ verified only where they stand, so this is what verification wants, too.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -21,7 +21,7 @@ from sglang.kernels.ops.speculative.row_argmax import row_argmax
 from sglang.srt.speculative.spec_utils import sample_draft_proposal
 from torch import Tensor
 
-from peagle_core.told import RECENT, found_in
+from peagle_core.told import RECENT, Matches
 
 
 @dataclass(frozen=True)
@@ -35,35 +35,38 @@ class Proposal:
 class Corrected(Protocol):
     """A drafter with a correction, as `drafter_model.PEagleForCausalLM` has it."""
 
-    correction: Callable[[Tensor, Sequence[Tensor], Tensor], Tensor]
-
     def embedded(self, token_ids: Tensor) -> Tensor: ...
 
+    def correct(
+        self, logits: Tensor, state: Tensor, recent: Sequence[Tensor], found: Tensor, match: Tensor
+    ) -> None: ...
 
-@dataclass(frozen=True)
+
 class Chain:
-    """What makes each draft of one pass follow from those before it.
+    """What makes each draft of one pass follow from those before it."""
 
-    model: with a correction, `drafter_model.PEagleForCausalLM`; states: [bs, K, H], of the rows after the final norm;
-    text: int64[bs, W], the tokens before the first drafts, of `Texts`; share: makes drawn ids int64[bs] the first
-    rank's, in place; recent: of the tokens so far, newest first, what the correction reads.
-    """
+    def __init__(
+        self, model: Corrected, states: Tensor, text: Tensor, share: Callable[[Tensor], object] = lambda _: None
+    ) -> None:
+        """Begin before the first drafts.
 
-    model: Corrected
-    states: Tensor
-    text: Tensor
-    share: Callable[[Tensor], object] = lambda _: None
-    recent: list[Tensor] = field(default_factory=list)
+        model: with a correction, `drafter_model.PEagleForCausalLM`; states: [bs, K, H], of the rows after the final
+        norm; text: int64[bs, W], the tokens before the first drafts, of `Texts`; share: makes drawn ids int64[bs] the
+        first rank's, in place.
+        """
+        self.model, self.states, self.text, self.share = model, states, text, share
+        self.matches = Matches(text)
+        self.recent: list[Tensor] = []  # of the tokens so far, newest first, what the correction reads
 
-    def added(self, drafts: Sequence[Tensor]) -> Tensor:
-        """Return what is added to the logits of the row behind these drafts, [bs, V_d]; to be asked row by row.
+    def correct(self, row: Tensor, drafts: Sequence[Tensor]) -> None:
+        """Correct the logits of the row behind these drafts, [bs, V_d], in place; to be called row by row.
 
         drafts: those before it, each int64[bs].
         """
-        before, token = [self.text[:, -2], self.text[:, -1], *drafts][-2:]
-        self.recent.insert(0, self.model.embedded(token))
-        found = self.model.embedded(found_in(self.text, before, token))
-        return self.model.correction(self.states[:, len(drafts)], self.recent[:RECENT], found)
+        if drafts:
+            self.matches.follow(drafts[-1])
+        self.recent.insert(0, self.model.embedded(drafts[-1] if drafts else self.text[:, -1]))
+        self.model.correct(row, self.states[:, len(drafts)], self.recent[:RECENT], *self.matches.best())
 
 
 def propose_greedy(logits: Tensor, draft_to_target: Tensor | None, chain: Chain | None = None) -> Proposal:
@@ -75,7 +78,7 @@ def propose_greedy(logits: Tensor, draft_to_target: Tensor | None, chain: Chain 
         return Proposal(_target_ids(_argmax(logits), draft_to_target))
     drafts: list[Tensor] = []
     for row in logits.unbind(1):
-        row += chain.added(drafts)
+        chain.correct(row, drafts)
         drafts.append(_target_ids(_argmax(row), draft_to_target))
     return Proposal(torch.stack(drafts, 1))
 
@@ -114,7 +117,7 @@ def _draw_in_turn(
     probs: list[Tensor] = []
     for step, row in enumerate(logits.unbind(1)):
         if chain is not None:
-            row += chain.added(ids)
+            chain.correct(row, ids)
         q, _, token = sample_draft_proposal(
             row,
             sampling_info.temperatures,

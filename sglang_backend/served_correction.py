@@ -15,27 +15,36 @@ from sglang.srt.utils import add_prefix
 from torch import Tensor, nn
 
 from peagle_core.config import PEagleConfig
-from peagle_core.told import RECENT, TOLD
+from peagle_core.told import MATCHES, RECENT, TOKENS
 
 
 class ServedCorrection(nn.Module):
     def __init__(self, head: PEagleConfig, prefix: str) -> None:
         super().__init__()
-        rank, width = head.correction_rank, (1 + TOLD) * head.hidden_size
+        rank, width = head.correction_rank, (1 + TOKENS) * head.hidden_size
         self.embed_norm = RMSNorm(head.hidden_size, eps=head.rms_norm_eps)
         self.gate_up_proj = MergedColumnParallelLinear(
             width, [rank] * 2, bias=False, prefix=add_prefix("gate_up_proj", prefix), parallel_group="replicated"
         )
         self.act_fn = SiluAndMul()
         self.lm_head = ReplicatedLinear(rank, head.draft_vocab_size, bias=False, prefix=add_prefix("lm_head", prefix))
+        self.match_embed = nn.Embedding(1 + MATCHES, head.hidden_size)
+        self.copy_weight = nn.Parameter(torch.zeros(rank))
+        self.copy_bias = nn.Parameter(torch.zeros(1 + MATCHES))
         self.requires_grad_(False)
 
-    def forward(self, normed: Tensor, recent: Sequence[Tensor], found: Tensor) -> Tensor:
-        """Return what is added to the logits of bs rows, [bs, draft vocabulary].
+    def forward(
+        self, logits: Tensor, normed: Tensor, recent: Sequence[Tensor], found: Tensor, match: Tensor, draft_id: Tensor
+    ) -> None:
+        """Correct the logits of bs rows, [bs, draft vocabulary], in place.
 
         normed: [bs, H], their states after the final norm; recent: 1 to RECENT times [bs, H], the normed embeddings of
-        the last tokens of their chains, the newest first; found: [bs, H], that of what followed them before.
+        the last tokens of their chains, the newest first; found: [bs, H], that of what followed them before; match,
+        draft_id: int64[bs], see `peagle_core.correction.Told`.
         """
+        found = found + self.match_embed(match)
         nothing = normed.new_zeros(len(normed), (RECENT - len(recent)) * normed.shape[1])
         features = self.act_fn(self.gate_up_proj(torch.cat([normed, *recent, nothing, found], -1))[0])
-        return self.lm_head(features)[0]
+        logits += self.lm_head(features)[0]
+        amount = (features @ self.copy_weight + self.copy_bias[match]) * (draft_id >= 0)
+        logits.scatter_add_(1, draft_id.clamp(min=0)[:, None], amount[:, None].to(logits.dtype))

@@ -7,6 +7,7 @@ import time
 
 import torch
 from sglang.srt.runtime_context import get_schedule, get_spec
+from sglang.srt.speculative import eagle_worker_v2
 from sglang.srt.speculative.adaptive_runtime_state import AdaptiveController
 from sglang.srt.speculative.adaptive_spec_params import AdaptiveSpeculativeParams
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
@@ -16,6 +17,7 @@ from sglang.srt.speculative.spec_utils import draft_pp_context, draft_tp_context
 from sglang.srt.utils import get_available_gpu_memory, log_info_on_rank0
 
 from sglang_backend import graphs
+from sglang_backend.confidence import ConfidentSteps, least_confidence
 from sglang_backend.counters import Counters
 from sglang_backend.draft_distributions import DraftDistributions
 from sglang_backend.drafter_pass import DrafterPass
@@ -36,6 +38,9 @@ class PEagleDraftWorker(DrafterPass):
         self.counters = Counters()
         self.recorder = drafter_passes.from_environment()
         self.relay_width = largest_num_drafts(get_spec())
+        self.by_confidence = least_confidence(get_spec()) is not None
+        self.draft_extend_attn_backend = None
+        self.cuda_graph_runner_for_draft_extend: graphs.DraftGraphs | None = None
         self.certain = torch.ones(1, device=self.draft_runner.device)
         # The drafter's attention backends size their page tables and indices by its context length.
         self.draft_runner.model_config.context_len += positions_past_length(self.relay_width)
@@ -67,12 +72,12 @@ class PEagleDraftWorker(DrafterPass):
         model = self.draft_runner.model
         model.share_with_target(embed, head)
         model.unknown_ids = model.head.vocab_size < self._target_vocab_size
-        if model.hot_token_id is not None:
-            model.hot_token_id = model.hot_token_id.to(embed.device)
         self.hot_token_id = model.hot_token_id  # one tensor, so that weight updates reach it
 
     def init_attention_backend(self) -> None:
         """Build the backend of our pass alone: there are no draft decode steps, hence no multi-step backend."""
+        if self.by_confidence and self.draft_extend_attn_backend is not None:
+            return  # another K to verify, the same pass
         factory = DraftBackendFactory(self.draft_runner, self.topk, self.speculative_num_steps)
         self.draft_attn_backend = None
         with graphs.rows_per_request(self.num_drafts):
@@ -88,6 +93,8 @@ class PEagleDraftWorker(DrafterPass):
             self._capture_cuda_graphs()
 
     def _capture_cuda_graphs(self) -> None:
+        if self.by_confidence and self.cuda_graph_runner_for_draft_extend is not None:
+            return
         self.cuda_graph_runner = self.cuda_graph_runner_for_draft_extend = None
         if not graphs.wanted(self.draft_extend_attn_backend):
             return
@@ -127,13 +134,28 @@ class PEagleWorker(EAGLEWorkerV2):
         self.speculative_algorithm = SpeculativeAlgorithm.from_string(spec.speculative_algorithm)
         self.enable_dp_spec_prefill_coordination = False
         self.adaptive_controller = None
+        self.confident: ConfidentSteps | None = None
         if spec.speculative_adaptive:
-            policy = AdaptiveSpeculativeParams(self.speculative_num_steps, spec.speculative_adaptive_config)
-            self.adaptive_controller = AdaptiveController(self, policy)
+            table = self.speculative_num_steps, spec.speculative_adaptive_config
+            if (least := least_confidence(spec)) is not None:
+                self.confident = ConfidentSteps(*table, least)
+            self.adaptive_controller = AdaptiveController(self, self.confident or AdaptiveSpeculativeParams(*table))
         self.plan_stream, self.plan_stream_ctx = get_plan_stream(self.device)
         self._target_worker = target_worker
         self._hosts_draft = True
         self._draft_worker = PEagleDraftWorker(server_args, gpu_id, nccl_port, target_worker)
+
+    def forward_batch_generation(self, batch, *args, **kwargs):
+        """Run a step as EAGLE does; before a decode step look at the confidence in its drafts."""
+        if self.confident is not None and batch.forward_mode.is_decode() and batch.spec_info is not None:
+            self.confident.look_at(batch.spec_info.topk_p)
+        return super().forward_batch_generation(batch, *args, **kwargs)
+
+    def apply_runtime_state(self, state) -> None:
+        """Switch to another K; without SGLang's line in the log where that may happen at every step."""
+        eagle_worker_v2.logger.disabled = self.confident is not None
+        super().apply_runtime_state(state)
+        eagle_worker_v2.logger.disabled = False
 
     @property
     def counters(self) -> Counters:

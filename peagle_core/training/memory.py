@@ -118,8 +118,9 @@ def _saved_bytes(drafter: PEagleDrafter, num_rows: int, probe: Probe) -> int:
 def _corrected(drafter: PEagleDrafter, num_rows: int) -> Tensor:
     hidden = drafter.fc.weight.new_zeros(num_rows, drafter.config.hidden_size, requires_grad=True)
     told = torch.zeros(num_rows, TOLD, dtype=torch.int64, device=hidden.device)
-    features, head = drafter.loss_factors(hidden, told)
-    return features @ head.to(features.dtype).T
+    features, head, copied = drafter.loss_factors(hidden, told)
+    logits = features @ head.to(features.dtype).T
+    return logits if copied is None else copied.add_to(logits)
 
 
 def _pass(attention: str, recompute: bool, drafter: PEagleDrafter, num_rows: int) -> None:

@@ -51,8 +51,10 @@ class Step:
         weights = self.depth_weights
         weight = torch.ones_like(depth, dtype=self.loss_sum.dtype) if weights is None else weights[depth]
         told = None if self.told is None else self.told(self.elements.anchor[rows], depth)
-        features, head = self.drafter.loss_factors(hidden, told)
-        total, correct = distillation_loss(features, head, labels, weight, self.options.loss, tv=self.options.tv)
+        features, head, copied = self.drafter.loss_factors(hidden, told)
+        total, correct = distillation_loss(
+            features, head, labels, weight, self.options.loss, tv=self.options.tv, copied=copied
+        )
         self.loss_sum = self.loss_sum + total.detach()
         self.right[rows] = correct
         if total.requires_grad and self.denominator > 0:

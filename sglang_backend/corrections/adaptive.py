@@ -1,7 +1,8 @@
 """K at run time: SGLang's adaptive speculation (`--speculative-adaptive`) under PEAGLE.
 
 SGLang lowers K as batches grow or acceptance falls, by a table of candidate K per batch size. For a parallel drafter
-another K is only another number of mask rows. What SGLang asks of us: to be let in (it lists its own algorithms by
+another K is only another number of mask rows. With a `confidence` in the table K follows the drafts at hand instead:
+`sglang_backend.confidence`. What SGLang asks of us: to be let in (it lists its own algorithms by
 name), and buffers for the largest candidate (`row_budget.largest_num_drafts`).
 """
 
@@ -14,6 +15,7 @@ from sglang.srt.speculative.adaptive_spec_params import resolve_candidate_steps_
 
 from peagle_core.errors import InputError
 from sglang_backend import NAME
+from sglang_backend.confidence import KEY, least_confidence
 
 
 def let_peagle_in(reason: Callable, server_args) -> str | None:
@@ -38,9 +40,16 @@ def check_table(arguments) -> None:
         )
     try:
         candidates = resolve_candidate_steps_from_config(path)
+        least = least_confidence(arguments)
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: no table for adaptive speculation ({error})") from None
     if min(candidates) < 1:
         raise InputError(f"{path}: PEAGLE drafts at least one token, found candidate_steps {candidates}")
     if arguments.speculative_num_steps not in candidates:
         raise InputError(f"{path}: the K to start with, {arguments.speculative_num_steps}, is not among {candidates}")
+    if least is None:
+        return
+    if isinstance(least, bool) or not isinstance(least, int | float) or not 0 < least < 1:
+        raise InputError(f"{path}: {KEY} must lie between 0 and 1, found {least!r}")
+    if arguments.speculative_use_rejection_sampling:
+        raise InputError(f"{path}: {KEY} is of greedy drafts; drop it or --speculative-use-rejection-sampling")

@@ -15,11 +15,11 @@ MAX_COLUMNS = 1024
 
 
 # Not specialized on counts that change from step to step: each new kind would compile anew while requests wait.
-@triton.jit(do_not_specialize=["num_requests", "num_rows", "num_selected", "num_ends"])
+@triton.jit(do_not_specialize=["num_requests", "num_rows", "num_selected", "num_ends", "num_verified"])
 def expand_rows(
     NEXT_TOKENS, ACCEPTED, LENGTHS, REQUESTS, TABLE, INPUT_IDS, POSITIONS, KV_SLOTS, SOURCE, IS_MASK,
     IS_PADDING, SELECT, ENDS, OWNERS, num_requests, table_width, mask_token_id, num_rows, num_selected, num_ends,
-    K: tl.constexpr, BLOCK: tl.constexpr,
+    num_verified, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write the rows of one request per program; programs past num_requests write padding.
 
@@ -36,7 +36,7 @@ def expand_rows(
     row = tl.arange(0, BLOCK)
     real = row < accepted
     used = (row < accepted + K - 1) & (accepted > 0)
-    verified = request * (K + 1) + row
+    verified = request * (num_verified + 1) + row
     token = tl.load(NEXT_TOKENS + verified, mask=real, other=0).to(tl.int64)
     position = length + row
     kv_slot = tl.load(TABLE + owner * table_width + position, mask=used & (position < table_width), other=0)
@@ -59,7 +59,7 @@ def expand_rows(
 
 def expand(
     out, next_token_ids: Tensor, accept_lens: Tensor, seq_lens: Tensor, req_pool_indices: Tensor, req_to_token: Tensor,
-    num_draft_tokens: int, mask_token_id: int,
+    num_draft_tokens: int, mask_token_id: int, num_verified: int,
 ) -> None:  # fmt: skip
     """Compute `draft_inputs.fill_rows` in one launch. All tensors contiguous."""
     num_rows = out.input_ids.numel()
@@ -69,7 +69,7 @@ def expand(
             next_token_ids, accept_lens, seq_lens, req_pool_indices, req_to_token, out.input_ids, out.positions,
             out.kv_slots, out.source, out.is_mask.view(torch.uint8), out.is_padding.view(torch.uint8), out.select_index,
             out.ends, out.owners, accept_lens.numel(), req_to_token.shape[1], mask_token_id, num_rows,
-            out.select_index.numel(), out.ends.numel(), K=num_draft_tokens,
+            out.select_index.numel(), out.ends.numel(), num_verified, K=num_draft_tokens,
             BLOCK=triton.next_power_of_2(2 * num_draft_tokens), num_warps=1,
         )  # fmt: skip
 

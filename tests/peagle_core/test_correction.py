@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,29 +22,25 @@ from peagle_core.drafter import PEagleDrafter
 from peagle_core.elements import Elements
 from peagle_core.errors import InputError
 from peagle_core.generate import chain_logits, choose_drafts, speculate
-from peagle_core.told import RECENT, TOLD, ToldInTraining
+from peagle_core.told import MATCHES, NONE, TOKENS, ToldInTraining, told_of_chain
 from peagle_core.training import Batch, StepOptions, activation_costs, charged_elements, forward_elements
 
 RANK, K = 5, 5
 PACKED = ("uAAAAAAAAA", "uuAAAAAAA")
 
 
-def followed(text: list[int], before: int, token: int) -> int | None:
-    """The token behind the last place where the text, without its first token, has these two side by side."""
-    places = [i for i in range(2, len(text) - 1) if text[i - 1 : i + 1] == [before, token]]
-    return text[places[-1] + 1] if places else None
-
-
 def added(drafter: PEagleDrafter, normed: Tensor, text: list[int], drafts: list[int]) -> Tensor:
     """What the correction adds to the logits of one row [V_d], from its definition; text: verified tokens."""
-    own, chain = drafter.correction, [text[-1], *drafts]
-    before, token = (text + drafts)[-2:]
-    tokens = [*(chain[::-1] + [None] * RECENT)[:RECENT], followed(text, before, token)]
+    own = drafter.correction
+    *tokens, match = told_of_chain(torch.tensor(text), torch.tensor([text[-1], *drafts]))[-1].tolist()
     nothing = torch.zeros_like(normed)
-    told = [nothing if t is None else own.embed_norm(drafter.embed_tokens.weight[t]) for t in tokens]
+    told = [nothing if t == NONE else own.embed_norm(drafter.embed_tokens.weight[t]) for t in tokens]
+    told[-1] = told[-1] + own.match_embed.weight[match]
     x = torch.cat([normed, *told])
     gate, up = own.gate_proj.weight @ x, own.up_proj.weight @ x
-    return own.lm_head.weight @ (gate * gate.sigmoid() * up)
+    features = gate * gate.sigmoid() * up
+    is_found = (draft_vocab_ids(drafter.d2t) == tokens[-1]).to(x.dtype)
+    return own.lm_head.weight @ features + is_found * (own.copy_weight @ features + own.copy_bias[match])
 
 
 def reference_loss(
@@ -107,15 +104,18 @@ def test_the_loop_corrects_as_training_does():
     drafter = tiny_drafter(config, scale=1.5)
     packed = stream("A" * 14)
     batch, _ = random_batch(config, *packed)
+    batch = replace(batch, input_ids=batch.input_ids % 4)  # so that much comes again
     elements = sample_elements(*packed, 4, 1.0)
     elements = elements[elements.argsort("anchor")]
     told = ToldInTraining(batch.input_ids, batch.doc_starts, config.vocab_size)(elements.anchor, elements.depth)
-    features, head = drafter.loss_factors(forward_elements(drafter, batch, elements), told)
+    features, head, copied = drafter.loss_factors(forward_elements(drafter, batch, elements), told)
+    assert int((copied.amount != 0).sum()) > 5
+    logits = copied.add_to(features @ head.T)
     loop, compared = serving_states(drafter, batch, 0, 14, [1] * 13), 0
     text = torch.cat([batch.input_ids, torch.zeros(K, dtype=torch.int64)])
     for row, (anchor, depth) in enumerate(zip(elements.anchor.tolist(), elements.depth.tolist(), strict=True)):
         corrected = chain_logits(drafter, loop[anchor], text[: anchor + 2], text[anchor + 2 : anchor + 2 + K])[depth]
-        torch.testing.assert_close((features @ head.T)[row], corrected, rtol=0, atol=1e-9)
+        torch.testing.assert_close(logits[row], corrected, rtol=0, atol=1e-9)
         compared += depth > 0
     assert compared > 20
 
@@ -157,8 +157,10 @@ def test_it_starts_at_nothing_and_learns_at_once():
     theirs = dict(plain.named_parameters())
     own = {name: p for name, p in drafter.named_parameters() if name not in theirs}
     assert {n: tuple(p.shape) for n, p in own.items()} == {
-        "correction.embed_norm.weight": (8,), "correction.gate_proj.weight": (RANK, 8 * (1 + TOLD)),
-        "correction.up_proj.weight": (RANK, 8 * (1 + TOLD)), "correction.lm_head.weight": (23, RANK)}  # fmt: skip
+        "correction.embed_norm.weight": (8,), "correction.gate_proj.weight": (RANK, 8 * (1 + TOKENS)),
+        "correction.up_proj.weight": (RANK, 8 * (1 + TOKENS)), "correction.lm_head.weight": (23, RANK),
+        "correction.match_embed.weight": (1 + MATCHES, 8), "correction.copy_weight": (RANK,),
+        "correction.copy_bias": (1 + MATCHES,)}  # fmt: skip
     assert all(torch.equal(p, dict(drafter.named_parameters())[n]) for n, p in theirs.items())
     packed = stream(*PACKED)
     batch, head = random_batch(drafter.config, *packed)
@@ -166,7 +168,9 @@ def test_it_starts_at_nothing_and_learns_at_once():
     expected = step(plain, batch, elements, target_head=head)
     found = step(drafter, batch, elements, target_head=head)
     assert_same((found[0], {n: found[1][n] for n in theirs}), expected)
-    assert found[1]["correction.lm_head.weight"].abs().min() > 0
+    for name in ("lm_head.weight", "copy_weight"):
+        assert found[1][f"correction.{name}"].abs().min() > 0, name
+    assert found[1]["correction.copy_bias"].abs().max() > 0
 
 
 @pytest.mark.parametrize("mode", ["flat", "partition", "stream"])
@@ -218,7 +222,7 @@ def test_what_a_correction_cannot_be(tmp_path):
     path = tmp_path / "head/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"correction_rank": RANK}))
     assert PEagleConfig.from_pretrained(tmp_path / "head").correction_rank == RANK
-    with pytest.raises(InputError, match=r"tensor 'correction\.embed_norm\.weight' is missing and 3 more"):
+    with pytest.raises(InputError, match=r"tensor 'correction\.copy_bias' is missing and 6 more"):
         load_drafter(tmp_path / "head")
 
 
@@ -229,5 +233,5 @@ def test_memory_counts_the_joined_heads_and_what_the_features_keep():
     assert drafter.loss - plain.loss == 2 * 23 * (8 + RANK) * 4
     assert drafter.kept == plain.kept
     # Embeddings, what the gated unit reads, its two sides and their product, and the joined rows; and their gradients.
-    least = TOLD * 8 + (1 + TOLD) * 8 + 3 * RANK + (8 + RANK)
+    least = TOKENS * 8 + (1 + TOKENS) * 8 + 3 * RANK + (8 + RANK)
     assert 2 * 4 * least <= drafter.row - plain.row <= 2 * 2 * 4 * least

@@ -7,23 +7,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peagle_core import told
-from peagle_core.told import NONE, RECENT, ToldInTraining, found_in, told_of_chain
+from peagle_core.told import LONGEST, MATCHES, NONE, RECENT, Matches, ToldInTraining, told_of_chain
 
 
 def by_hand(text: list[int], chain: list[int], reach: int) -> list[int]:
     """Of the last row of a chain, from the definition."""
     recent = (chain[::-1] + [NONE] * RECENT)[:RECENT]
-    before, token = (text[:-1] + chain)[-2:]
-    oldest = max(1, len(text) - reach)  # a server's drafter never reads the first token
-    places = [i for i in range(oldest, len(text) - 2) if text[i : i + 2] == [before, token]]
-    known = len(text) + len(chain) > 3  # two tokens that are not the first
-    return [*recent, text[places[-1] + 2] if places and known else NONE]
+    text = text[1:][-reach:]  # a server's drafter never reads the first token
+    whole = (text[:-1] + chain)[-len(chain) :] if not text else text + chain[1:]
+    for match in range(MATCHES, 0, -1):
+        length = 2 ** (match - 1)
+        ends = [i for i in range(length, len(text)) if length <= len(whole) and text[i - length : i] == whole[-length:]]
+        if ends:
+            return [*recent, text[ends[-1]], match]
+    return [*recent, NONE, 0]
 
 
-texts = st.lists(st.integers(0, 3), min_size=2, max_size=40)
+texts = st.one_of(
+    st.lists(st.integers(0, 3), min_size=2, max_size=40),
+    # Runs that come again, up to longer than the longest match
+    st.builds(
+        lambda run, gap, times: (run + gap) * times,
+        st.lists(st.integers(0, 3), min_size=2, max_size=LONGEST + 5), st.lists(st.integers(0, 3), max_size=2),
+        st.integers(2, 3),
+    ),
+)  # fmt: skip
 
 
-@given(st.lists(texts, min_size=1, max_size=3), st.integers(3, 50))
+@given(st.lists(texts, min_size=1, max_size=3), st.integers(LONGEST, 60))
 def test_training_and_drafting_are_told_the_same(documents, reach):
     ids = torch.tensor([token for document in documents for token in document])
     starts = torch.cat([torch.full((len(d),), sum(map(len, documents[:i]))) for i, d in enumerate(documents)])
@@ -45,7 +56,20 @@ def test_training_and_drafting_are_told_the_same(documents, reach):
 
 
 def test_what_followed_the_last_time():
-    text = torch.tensor([[NONE, 1, 2, 3, 1, 2, 4, 1, 2], [5, 6, 7, 8, 9, 1, 2, 3, 4]])
-    assert found_in(text, torch.tensor([1, 3]), torch.tensor([2, 4])).tolist() == [4, NONE]
-    assert found_in(text, torch.tensor([2, 6]), torch.tensor([3, 7])).tolist() == [1, 8]
-    assert found_in(text, torch.tensor([NONE, NONE]), torch.tensor([1, 5])).tolist() == [NONE, NONE]
+    matches = Matches(torch.tensor([[NONE, 1, 2, 3, 1, 2, 4, 1, 2], [5, 6, 7, 8, 9, 1, 2, 3, 4]]))
+    assert [t.tolist() for t in matches.best()] == [[4, NONE], [2, 0]]
+    matches.follow(torch.tensor([3, 8]))  # 1 2 3 | 8
+    assert [t.tolist() for t in matches.best()] == [[1, 9], [2, 1]]
+    matches.follow(torch.tensor([1, 9]))  # 1 2 3 1 | 8 9
+    assert [t.tolist() for t in matches.best()] == [[2, 1], [3, 2]]
+    matches.follow(torch.tensor([9, 2]))
+    assert [t.tolist() for t in matches.best()] == [[NONE, 3], [0, 1]]
+
+
+def test_the_longer_match_wins_and_among_equals_the_later():
+    a, b, c, x, y = 1, 2, 3, 8, 9
+    assert [int(t) for t in Matches(torch.tensor([[a, b, c, x, c, y, a, b, c]])).best()] == [
+        x,
+        2,
+    ]  # 3 tokens: at least 2
+    assert [int(t) for t in Matches(torch.tensor([[b, c, x, b, c, y, a, b, c]])).best()] == [y, 2]

@@ -13,6 +13,8 @@ pytest.importorskip("sglang")
 
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
+from peagle_core.correction import Told
+from peagle_core.draft_vocabulary import draft_ids, draft_vocab_ids
 from peagle_core.generate import chain_logits, choose_drafts
 from peagle_core.told import NONE, RECENT
 from sglang_backend import drafter_pass, proposals
@@ -39,14 +41,18 @@ def drafter():
 def served(drafter) -> SimpleNamespace:
     """What a chain asks of `PEagleForCausalLM`, over the reference's weights."""
 
-    def correction(normed, recent, found):
+    table = draft_ids(draft_vocab_ids(drafter.d2t), drafter.config.vocab_size)
+
+    def correct(logits, normed, recent, found, match):
         nothing = [torch.zeros_like(normed)] * (RECENT - len(recent))
-        return drafter.correction(normed, torch.stack([*recent, *nothing, found], 1))
+        draft_id = torch.where(found == NONE, NONE, table[found.clamp(min=0)])
+        told = Told(torch.stack([*recent, *nothing, embedded(found)], 1), match, draft_id)
+        logits.copy_(drafter.correction(logits, normed, told))
 
     def embedded(ids):
         return drafter.embed_tokens(ids.clamp(min=0)) * (ids != NONE)[:, None]
 
-    return SimpleNamespace(correction=correction, embedded=embedded)
+    return SimpleNamespace(correct=correct, embedded=embedded)
 
 
 def texts(vocab: int = 6) -> torch.Tensor:
@@ -107,7 +113,9 @@ def test_verification_gives_the_targets_distribution():
     logits = torch.tensor([[0.5, 1.0, -1.0], [0.2, 0.0, 0.4]]).repeat(bs, 1, 1)
     table = torch.zeros(vocab, 3)
     table[to_target] = torch.tensor([[3.0, 0.0, -2.0], [-2.0, 1.0, 1.0], [0.0, -3.0, 2.0]])
-    by_table = SimpleNamespace(correction=lambda _, recent, found: recent[0], embedded=lambda ids: table[ids])
+    by_table = SimpleNamespace(
+        correct=lambda row, _, recent, found, match: row.add_(recent[0]), embedded=lambda ids: table[ids]
+    )
     chain = Chain(by_table, torch.zeros(bs, 2, 0), torch.full((bs, 3), 1))
     proposal = propose_sampled(logits, to_target, sampling_info(bs), torch.arange(bs), chain)
     distributions = DraftDistributions(bs, 2, vocab, "cpu")

@@ -27,12 +27,13 @@ MASK, WIDTH = 999, 64
 
 @given(st.integers(1, 6), st.data())
 def test_rows_after_verify(k, data):
-    accept = data.draw(st.lists(st.integers(1, k + 1), min_size=1, max_size=4))
+    verified = data.draw(st.integers(1, k))  # of the K drafts before
+    accept = data.draw(st.lists(st.integers(1, verified + 1), min_size=1, max_size=4))
     bs, width = len(accept), 2 * k
     lengths = data.draw(st.lists(st.integers(1, 15), min_size=bs, max_size=bs))
     table = torch.arange(1, 1 + (bs + 2) * 20, dtype=torch.int32).view(bs + 2, 20)
     owners = torch.randperm(bs + 2)[:bs]
-    chosen = torch.arange(bs * (k + 1), dtype=torch.int32) + 10
+    chosen = torch.arange(bs * (verified + 1), dtype=torch.int32) + 10
     padded = data.draw(st.integers(bs, bs + 2))
     rows = rows_after_verify(
         chosen,
@@ -42,6 +43,7 @@ def test_rows_after_verify(k, data):
         table,
         k,
         MASK,
+        verified,
         DecodeRows.allocate(padded, k, "cpu"),
     )
     for i, (a, length) in enumerate(zip(accept, lengths, strict=True)):
@@ -49,8 +51,8 @@ def test_rows_after_verify(k, data):
             at, real, used = i * width + r, r < a, r < a + k - 1
             inside = used and length + r < 20
             assert rows.is_mask[at] == (used and not real) and rows.is_padding[at] != used
-            assert rows.input_ids[at] == (chosen[i * (k + 1) + r] if real else MASK)
-            assert rows.source[at] == (i * (k + 1) + r if real else MASK_ROW)
+            assert rows.input_ids[at] == (chosen[i * (verified + 1) + r] if real else MASK)
+            assert rows.source[at] == (i * (verified + 1) + r if real else MASK_ROW)
             assert rows.positions[at] == (length + r if used else 0)
             assert rows.kv_slots[at] == (table[owners[i], length + r] if inside else PADDING_KV_SLOT)
         assert rows.select_index[i * k : (i + 1) * k].tolist() == [i * width + a - 1 + j for j in range(k)]

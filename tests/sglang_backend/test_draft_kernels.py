@@ -41,17 +41,20 @@ def test_under_the_interpreter():
 def verified_batches(draw) -> tuple[int, dict[str, Any]]:
     """K 1..8 and 1..8 requests with any number of accepted drafts, some close to the end of the table of KV slots."""
     k = draw(st.integers(1, 8))
-    accept = draw(st.lists(st.integers(1, k + 1), min_size=1, max_size=8))
+    verified = draw(st.integers(1, k))
+    accept = draw(st.lists(st.integers(1, verified + 1), min_size=1, max_size=8))
     bs = len(accept)
     owners = torch.tensor(draw(st.permutations(range(10))))[:bs]
     return k, {
-        "next_token_ids": torch.arange(bs * (k + 1), dtype=draw(st.sampled_from([torch.int32, torch.int64]))) + 10,
+        "next_token_ids": torch.arange(bs * (verified + 1), dtype=draw(st.sampled_from([torch.int32, torch.int64])))
+        + 10,
         "accept_lens": torch.tensor(accept, dtype=torch.int32),
         "seq_lens": torch.tensor(draw(st.lists(st.integers(1, TABLE_WIDTH - 1), min_size=bs, max_size=bs))),
         "req_pool_indices": owners,
         "req_to_token": torch.arange(1, 1 + 10 * TABLE_WIDTH, dtype=torch.int32).view(10, TABLE_WIDTH),
         "num_draft_tokens": k,
         "mask_token_id": MASK,
+        "num_verified": verified,
     }
 
 
@@ -145,7 +148,7 @@ TYPES = """
 *i64 LENGTHS REQUESTS INPUT_IDS POSITIONS KV_SLOTS SOURCE SELECT ENDS OWNERS
 *u8 IS_MASK IS_PADDING
 *bf16 STATES MASK_STATE OUT
-i32 num_requests table_width mask_token_id num_rows num_selected num_ends num_states width
+i32 num_requests num_verified table_width mask_token_id num_rows num_selected num_ends num_states width
 """
 KERNELS = [
     ("expand_rows", {"K": 1, "BLOCK": 2}), ("expand_rows", {"K": 7, "BLOCK": 16}), ("read_states", {"BLOCK": 1024}),

@@ -55,10 +55,10 @@ def in_torch(model, rows: list[int]) -> None:
 
 @pytest.fixture
 def causal_lm(tmp_path, monkeypatch):
-    """A random head with a correction."""
+    """A random head with a correction and a draft vocabulary."""
     from sglang_backend import drafter_model
 
-    save_random_head(tmp_path, num_hidden_layers=LAYERS, correction_rank=4)
+    save_random_head(tmp_path, num_hidden_layers=LAYERS, correction_rank=4, draft_vocab_size=130)
     config = LlamaConfig.from_pretrained(tmp_path)
     config.name_or_path = str(tmp_path)
     monkeypatch.setattr(drafter_model, "HeadRope", lambda _: lambda _positions, q, k: (q, k))
@@ -97,19 +97,24 @@ def test_what_it_adds_is_the_reference_loops(causal_lm, tmp_path):
     stored = load_drafter(tmp_path)
     table = causal_lm.model.embed_tokens
     table.forward = lambda ids: F.embedding(ids, table.weight)  # SGLang's wants a process group
-    torch.nn.init.normal_(causal_lm.correction.lm_head.weight)
-    stored.correction.lm_head.weight.copy_(causal_lm.correction.lm_head.weight)
+    for name, weight in stored.correction.named_parameters():
+        if "proj" not in name:
+            torch.nn.init.normal_(weight)
+            causal_lm.load_weights([(f"correction.{name}", weight)])
     causal_lm.unknown_ids = True
     unknown, mask = 10**6, causal_lm.head.mask_token_id
-    for recent, told in (
-        ([4, NONE, NONE, NONE], [4, NONE, NONE, NONE]), ([9, 2, 5, 7], [9, 2, 5, 7]),
-        ([unknown, 3, NONE, unknown], [mask, 3, NONE, mask]),
+    drafted, other = stored.target_ids(torch.arange(3)).tolist(), stored.config.vocab_size - 1
+    assert other not in stored.target_ids(torch.arange(stored.config.draft_vocab_size)).tolist()
+    for served, told in (
+        ([4, NONE, NONE, NONE, 0], [4, NONE, NONE, NONE, 0]), ([9, 2, 5, drafted[2], 3], [9, 2, 5, drafted[2], 3]),
+        ([9, 2, 5, other, 6], [9, 2, 5, other, 6]), ([unknown, 3, NONE, unknown, 1], [mask, 3, NONE, mask, 1]),
     ):  # fmt: skip
         normed = torch.randn(1, causal_lm.head.hidden_size)
-        *recent, found = [causal_lm.embedded(torch.tensor([token])) for token in recent]
-        found = causal_lm.correction(normed, [row for row in recent if row.any()], found)
-        expected = stored.corrected_logits(normed, torch.tensor([told])) - stored.lm_head(normed)
-        torch.testing.assert_close(found, expected)
+        *recent, found, match = [torch.tensor([x]) for x in served]
+        rows = [causal_lm.embedded(token) for token in recent if token != NONE]
+        logits = stored.lm_head(normed)
+        causal_lm.correct(logits, normed, rows, found, match)
+        torch.testing.assert_close(logits, stored.corrected_logits(normed, torch.tensor([told])))
 
 
 @torch.no_grad()

@@ -73,6 +73,21 @@ def test_adaptive_k_follows_the_load(models, expected, tmp_path):
     assert accept_length[8] < 4
 
 
+def test_k_follows_the_confidence_in_the_drafts(models, expected, tmp_path):
+    """A head that knows the text has all its drafts verified, a random one hardly more than the least."""
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps({"confidence": 0.4, "1": {"candidate_steps": [1, 3, 5]}}))
+    for head, least, most in (("overfit", 4, 6), ("random", 1, 2)):  # requests that end are in one more step
+        arguments = [*peagle(models / head), "--speculative-adaptive", "--speculative-adaptive-config", str(table)]
+        with serve(models / "target", tmp_path / head, *arguments) as server:
+            steps = 0
+            for concurrency in (1, 4):
+                answers = ask_all(server, TRAINED * 2, LENGTH, concurrency)
+                assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in TRAINED * 2]
+                steps += sum(a["meta_info"]["spec_verify_ct"] for a in answers)
+            assert least <= server.counters()["verified_drafts"] / steps <= most, head
+
+
 @pytest.mark.parametrize("page_size", beyond([1, 16], 1))
 def test_no_slot_outside_a_reservation_is_written(models, expected, tmp_path, page_size):
     """tests/sglang_backend/pool_probe.py checks every write, with chunks, a full pool and K = 7."""

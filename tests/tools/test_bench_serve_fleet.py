@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -23,7 +24,8 @@ def test_each_server_is_told_its_head(monkeypatch, tmp_path):
 
     monkeypatch.setattr(contenders, "serve", serve)
     monkeypatch.setattr(contenders, "server_info", lambda server: {})
-    launch = Launch(tmp_path, {"EAGLE3": tmp_path / "e", "PEAGLE": tmp_path / "p"}, (5,), ("--dtype", "float32"))
+    heads = {"EAGLE3": tmp_path / "e", "PEAGLE": tmp_path / "p"}
+    launch = Launch(tmp_path, heads, (5,), ("--dtype", "float32"), confidence=0.1)
     with Fleet(launch, tmp_path) as fleet:
         running = fleet.open(launch.rounds()[0])
         assert [contender.label for contender in running] == ["no speculation", "EAGLE3 K=5", "PEAGLE K=5"]
@@ -34,6 +36,10 @@ def test_each_server_is_told_its_head(monkeypatch, tmp_path):
         assert arguments[arguments.index("--speculative-algorithm") + 1] == name
         assert arguments[arguments.index("--speculative-draft-model-path") + 1] == str(tmp_path / head)
         assert arguments[arguments.index("--speculative-num-steps") + 1] == "5"
+        assert ("--speculative-adaptive" in arguments) == (name == "PEAGLE")
+    (table,) = tmp_path.glob("*.json")
+    assert told["PEAGLE-5"][-1] == str(table)
+    assert json.loads(table.read_text()) == {"confidence": 0.1, "1": {"candidate_steps": [1, 2, 3, 5]}}
 
 
 def test_a_fleet_keeps_what_the_next_round_needs_and_stops_all_at_the_end(monkeypatch, tmp_path):

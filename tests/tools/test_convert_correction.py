@@ -12,9 +12,10 @@ from tiny import tiny_config, tiny_drafter, tiny_target
 from tiny_heads import write_flat
 
 from peagle_core.checkpoint import save_drafter
+from peagle_core.correction import Told
 from peagle_core.generate import speculate
 from peagle_core.tensors import weight_files
-from peagle_core.told import TOLD
+from peagle_core.told import TOKENS
 from tools.convert import correction_cost
 from tools.convert.__main__ import main
 
@@ -30,7 +31,7 @@ def test_only_our_own_format_has_a_place_for_a_correction(tmp_path, capsys, to):
     if to == "peagle":
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before)
-        assert sum("correction" in name for name in after) == 4
+        assert sum("correction" in name for name in after) == 7
     else:
         assert not [name for name in after if "correction" in name]
         assert "correction" not in (result / "config.json").read_text()
@@ -63,8 +64,10 @@ def test_with_the_target_at_hand_its_cost_is_measured(tmp_path, target, capsys, 
     with torch.no_grad():
         for projection in (own.gate_proj, own.up_proj):  # of the newest token alone
             projection.weight[:, :width] = projection.weight[:, 2 * width :] = 0
-        nothing = torch.zeros(vocab, TOLD - 1, width)
-        newest = torch.cat([drafter.embed_tokens.weight[:, None], nothing], 1)
+        for of_matches in (own.match_embed.weight, own.copy_weight, own.copy_bias):
+            of_matches.zero_()
+        nothing, none = torch.zeros(vocab, TOKENS - 1, width), torch.zeros(vocab, dtype=torch.int64)
+        newest = Told(torch.cat([drafter.embed_tokens.weight[:, None], nothing], 1), none, none)
         features = own.features(torch.zeros(vocab, width), newest)
         own.lm_head.weight.copy_(torch.linalg.solve(features.double(), 1000 * said_after.double()).T)
     save_drafter(drafter, tmp_path / "head", torch.float32)

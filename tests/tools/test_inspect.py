@@ -185,6 +185,6 @@ def test_a_correction_is_named_and_kept_from_vllm(tmp_path, capsys):
     code, facts, problems, out = inspect(capsys, head)
     assert (code, problems) == (0, [])
     assert facts["correction"] == "rank 3, by which each draft knows those before it"
-    assert facts["read per drafter pass"].endswith("; 1.61 kB of the correction per draft")
+    assert facts["read per drafter pass"].endswith("; 1.96 kB of the correction per draft")
     assert "it does not read the correction" in out.split("vLLM:\n")[1]
     assert command(out, "SGLang")[3] == "--model-path"

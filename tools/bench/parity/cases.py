@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from peagle_core.errors import InputError
 from peagle_core.serve_command import sglang_arguments
@@ -14,7 +15,7 @@ from peagle_core.serve_command import sglang_arguments
 class Case:
     """One server. what: said in the report; head: of `models.save_models`; k: drafts per step, the first K if adaptive.
 
-    arguments, environment: SGLang's; table: K by batch size, served with `--speculative-adaptive`; limit: the relative
+    arguments, environment: SGLang's; table: of K, served with `--speculative-adaptive`; limit: the relative
     distance of logits [V] (norm of the difference / norm of the reference) that rounding explains.
     """
 
@@ -23,7 +24,7 @@ class Case:
     head: str = "plain"
     arguments: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
-    table: dict[int, int] | None = None
+    table: dict[str, Any] | None = None
     limit: float = 0.06  # bfloat16 measures 0.012 to 0.026, one wrong key in a prefix of 70 makes 0.10 to 0.53
 
     def command(self, models: Path, directory: Path) -> list[str]:
@@ -31,7 +32,7 @@ class Case:
         arguments = [*sglang_arguments(str(models / self.head), self.k, False), "--skip-tokenizer-init"]
         if self.table is not None:
             path = directory / "table.json"
-            path.write_text(json.dumps({str(bs): {"candidate_steps": [k]} for bs, k in self.table.items()}))
+            path.write_text(json.dumps(self.table))
             arguments += ["--speculative-adaptive", "--speculative-adaptive-config", str(path)]
         return [*arguments, *self.arguments]
 
@@ -41,7 +42,8 @@ class Case:
         return (self.k + 2) / 2
 
 
-TABLE = {1: 5, 2: 3, 3: 1}
+TABLE = {str(bs): {"candidate_steps": [k]} for bs, k in ((1, 5), (2, 3), (3, 1))}
+CONFIDENT = {"confidence": 0.2, "1": {"candidate_steps": [1, 3, 5]}}
 EXACT = 1e-3  # float32 on both sides
 FP32 = ("--dtype", "float32", "--max-total-tokens", "4096")  # by itself SGLang takes all memory that is free
 CPU = {
@@ -50,6 +52,10 @@ CPU = {
         "K = 5, 3 and 1 by load, pages of 16, chunks of 64, draft vocabulary, a correction, a head of another shape",
         head="other", arguments=(*FP32, "--page-size", "16", "--chunked-prefill-size", "64"),
         table=TABLE, limit=EXACT,
+    ),
+    "confidence": Case(
+        "K = 5, of which 1, 3 or 5 are verified, pages of 16, draft vocabulary, a correction, a head of another shape",
+        head="other", arguments=(*FP32, "--page-size", "16"), table=CONFIDENT, limit=EXACT,
     ),
     "paged": Case(
         "K = 7, pages of 16, chunks of 32, no overlap", k=7,
@@ -74,6 +80,10 @@ GPU = {
     "adaptive": Case(
         "K = 5, 3 and 1 by load, graphs of three widths, draft vocabulary, a correction, a head of another shape",
         head="other", arguments=FAST, table=TABLE,
+    ),
+    "confidence": Case(
+        "K = 5, of which 1, 3 or 5 are verified, one graph for all, draft vocabulary, a correction, another shape",
+        head="other", arguments=FAST, table=CONFIDENT,
     ),
     "fp8": Case(
         "K = 3, pages of 64, KV in fp8", k=3, limit=0.3,

@@ -41,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     servers.add_argument("--peagle", type=Path, metavar="HEAD", help="directory of a P-EAGLE head")
     servers.add_argument("--eagle3", type=Path, metavar="HEAD", help="directory of an EAGLE-3 head, to compare with")
     servers.add_argument("--k", type=numbers, default=(3, 5, 7), metavar="K,...", help="drafts per step (3,5,7)")
+    servers.add_argument("--confidence", type=float, metavar="P",
+                         help="PEAGLE verifies those of its K drafts that stand with this probability, as it thinks "
+                         "(all): docs/serving.md")  # fmt: skip
     servers.add_argument("--no-plain", action="store_true", help="leave out the server without speculation")
     servers.add_argument(
         "--one-at-a-time", action="store_true", help="never two servers at once: for a GPU that holds one"
@@ -145,7 +148,10 @@ def _servers(args: argparse.Namespace) -> Launch | tuple[str, ...]:
         if simulated:
             simulated.of(algorithm, k)  # refused now, not after the first rounds
     floors = size_floors(args.size, args.k) if args.size else {}
-    return Launch(args.target, heads, args.k, arguments, not args.one_at_a_time, not args.no_plain, simulated, floors)
+    return Launch(
+        args.target, heads, args.k, arguments, not args.one_at_a_time, not args.no_plain, simulated, floors,
+        args.confidence,
+    )  # fmt: skip
 
 
 def _tokenizer_of(url: str) -> str:
@@ -165,4 +171,5 @@ def _workload(args: argparse.Namespace, writer: PromptWriter, questions: dict[st
     target = args.target.name if args.target else ", ".join(args.url)
     if args.size:
         target = f"random weights of {args.size}'s size"
-    return f"{target}: {sets}; {how}, {end} {args.max_new_tokens} tokens an answer, {template}"
+    likely = "" if args.confidence is None else f"; PEAGLE verifies drafts of a confidence of {args.confidence} or more"
+    return f"{target}: {sets}; {how}, {end} {args.max_new_tokens} tokens an answer, {template}{likely}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from tools.bench.serve.lengths import Lengths
 from tools.server import Server, cpu_environment, serve
 
 NONE, EAGLE3, PEAGLE = "none", "EAGLE3", "PEAGLE"
+CANDIDATES = (1, 2, 3, 5, 7)  # drafts to verify by confidence; on a GPU each of them has graphs of its own
 SAMPLE = "sample-"  # how the ids of requests begin whose drafts are recorded
 
 
@@ -32,6 +34,8 @@ class Launch:
     together: the servers of one K run at the same time and take turns; else one after the other, each alone.
     simulated: acceptance lengths that SGLang makes up in place of verifying, None for the real thing; floors: the
     milliseconds that a step's drafting takes at least, by (algorithm, K): where they are known, drafting is timed.
+    confidence: of PEAGLE's K drafts those that are as likely to stand are verified (`sglang_backend.confidence`); None
+    for all of them.
     """
 
     target: Path
@@ -42,6 +46,7 @@ class Launch:
     plain: bool = True
     simulated: Lengths | None = None
     floors: dict[tuple[str, int], float] = field(default_factory=dict)
+    confidence: float | None = None
 
     def rounds(self) -> list[list[tuple[str, int]]]:
         """Return (algorithm, K) of the servers of each round; without speculation K is 0."""
@@ -108,6 +113,8 @@ class Fleet:
         head = self.launch.heads.get(algorithm)
         drafter = sglang_arguments(str(head), k, autoregressive=algorithm == EAGLE3) if head else []
         arguments = [*self.launch.arguments, *drafter]
+        if self.launch.confidence is not None and algorithm == PEAGLE:
+            arguments += _verified_by_confidence(self.launch.confidence, k, self.directory)
         if self.launch.floors:
             arguments += drafter_time.ARGUMENTS
         environment = _environment(self.launch, member, records)
@@ -129,6 +136,15 @@ class Fleet:
         with ExitStack() as ends:  # all of them, also when stopping one fails
             for member in members:
                 ends.push(self._running.pop(member)[1])
+
+
+def _verified_by_confidence(least: float, k: int, directory: Path) -> list[str]:
+    """Return the arguments of a server that verifies up to k drafts; writes the table that they name."""
+    table = directory / f"confidence-{k}.json"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    steps = sorted({min(k, steps) for steps in CANDIDATES} | {k})
+    table.write_text(json.dumps({"confidence": least, "1": {"candidate_steps": steps}}))
+    return ["--speculative-adaptive", "--speculative-adaptive-config", str(table)]
 
 
 def _environment(launch: Launch, member: tuple[str, int], records: Path | None) -> dict[str, str]:
