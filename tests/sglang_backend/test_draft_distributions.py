@@ -13,6 +13,7 @@ pytest.importorskip("sglang")
 from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
 from sglang_backend import drafter_pass
+from sglang_backend.counters import Counters
 from sglang_backend.draft_distributions import DraftDistributions
 from sglang_backend.drafter_pass import DrafterPass
 
@@ -75,7 +76,7 @@ def test_a_batch_touches_distributions_only_if_some_request_samples(monkeypatch,
     worker = object.__new__(DrafterPass)
     worker.speculative_num_steps = worker.relay_width = K
     worker.samples_drafts, worker.hot_token_id, worker.recorder, worker.certain = True, None, None, torch.ones(1)
-    worker.distributions = DraftDistributions(REQUESTS, K, V, "cpu")
+    worker.distributions, worker.counters = DraftDistributions(REQUESTS, K, V, "cpu"), Counters()
     worker.draft_runner = SimpleNamespace(model=SimpleNamespace(correction=None))
     worker.target_worker = worker.tree_mask_mode = worker.device = None
     worker._topk1_parents_prealloc = worker._topk1_score_indices_prealloc = torch.zeros(REQUESTS, 1)

@@ -80,7 +80,7 @@ def test_loss_and_gradients_are_those_of_one_process(two, alone, pair):
         assert found.keys() == expected.keys()
         for name, gradient in expected.items():
             error = (found[name] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-6)
-            assert error < 1e-5, (name, float(error))
+            assert error < 3e-5, (name, float(error))  # float32, added up in another order
 
 
 def test_muon_orthogonalises_whole_matrices_whose_rows_are_divided(two, target_dir, data_file, tmp_path):

@@ -66,9 +66,10 @@ def test_a_killed_run_ends_with_the_same_bits(straight, target_dir, data_file, t
     run = tmp_path / "run"
     arguments = settings(target_dir, data_file, run)
     halves = 0
-    for number, step in enumerate(sorted(chance.sample(range(1, STEPS - 1), KILLS))):
+    # Early enough that a quick machine has steps left when the signal comes
+    for number, step in enumerate(sorted(chance.sample(range(1, STEPS // 2), KILLS))):
         process, writing = start(train, [*arguments, "--resume"]), number % 2 == 0
-        delay = (0.01 if writing else 0.2) * chance.random()
+        delay = (0.01 if writing else 0.1) * chance.random()
         assert kill_at(process, partial(steps_done_while, run, writing), step, delay)
         assert not (run / "head").exists()
         halves += is_writing(run)
