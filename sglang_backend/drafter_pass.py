@@ -197,7 +197,7 @@ class DrafterPass(EagleDraftWorker):
         if self.samples_drafts:
             proposal = proposals.propose_sampled(by_request, self.hot_token_id, batch.sampling_info, lengths + 1, chain)
             if chain is None:
-                _share(proposal.token_ids)
+                share(proposal.token_ids)
         elif drafts is not None:
             proposal = proposals.Proposal(drafts)
         else:
@@ -221,7 +221,7 @@ class DrafterPass(EagleDraftWorker):
             return None
         by_request = states.view(-1, self.num_drafts, states.shape[-1])
         model = self.draft_runner.model
-        return proposals.Chain(model, by_request, model.texts.read(batch.req_pool_indices, lengths), _share)
+        return proposals.Chain(model, by_request, model.texts.read(batch.req_pool_indices, lengths), share)
 
     def draft(self, batch, *, with_topology: bool = False):
         """Return the verify input of the drafts that came with the batch; no drafter pass here."""
@@ -248,7 +248,7 @@ class DrafterPass(EagleDraftWorker):
         )
 
 
-def _share(drafts: Tensor) -> None:
-    """Make drawn drafts the first rank's, in place: each rank draws with its own generator, and all verify alike."""
+def share(drafts: Tensor) -> None:
+    """Make drafts, or the confidence in them, the first rank's, in place: all ranks must verify alike."""
     if (group := get_parallel().tp_group).world_size > 1:
         group.broadcast(drafts, src=0)

@@ -20,7 +20,7 @@ from sglang_backend import graphs
 from sglang_backend.confidence import ConfidentSteps, least_confidence
 from sglang_backend.counters import Counters
 from sglang_backend.draft_distributions import DraftDistributions
-from sglang_backend.drafter_pass import DrafterPass
+from sglang_backend.drafter_pass import DrafterPass, share
 from sglang_backend.dump import drafter_passes
 from sglang_backend.row_budget import largest_num_drafts, positions_past_length
 from sglang_backend.texts import Texts
@@ -148,6 +148,7 @@ class PEagleWorker(EAGLEWorkerV2):
     def forward_batch_generation(self, batch, *args, **kwargs):
         """Run a step as EAGLE does; before a decode step look at the confidence in its drafts."""
         if self.confident is not None and batch.forward_mode.is_decode() and batch.spec_info is not None:
+            share(batch.spec_info.topk_p)
             self.confident.look_at(batch.spec_info.topk_p)
         return super().forward_batch_generation(batch, *args, **kwargs)
 

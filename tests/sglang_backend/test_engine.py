@@ -111,6 +111,18 @@ def test_no_slot_outside_a_reservation_is_written(models, expected, tmp_path, pa
     assert len(lines) > 100 and max(line["rows"] for line in lines) == 14
 
 
+@pytest.mark.matrix
+def test_two_ranks_verify_as_many(models, expected, tmp_path):
+    """K follows the confidence of the first rank on both."""
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps({"confidence": 0.2, "1": {"candidate_steps": [1, 3, 5]}}))
+    arguments = ["--tp-size", "2", "--speculative-adaptive", "--speculative-adaptive-config", str(table)]
+    cores = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+    with serve(models / "target", tmp_path / "log", *peagle(models / "random"), *arguments, **cores) as server:
+        answers = ask_all(server, mixed_prompts(), LENGTH, 3)
+        assert [a["output_ids"] for a in answers] == [expected[tuple(p)] for p in mixed_prompts()]
+
+
 def test_two_ranks(models, expected, tmp_path):
     """Tensor parallelism over gloo."""
     cores = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
