@@ -10,7 +10,7 @@ from tools.ablations.contrasts import DEPTHS, DESIGNS, EMBEDDING, LAYERS, TABLE_
 
 EAGLE3 = {
     "algorithm": "eagle3", "drafter.num_depths": 5, "drafter.retention": 1.0, "drafter.correction_rank": 0,
-    "loss.depth_weights": None,
+    "loss.depth_weights": [1.0, 0.8, 0.64, 0.512, 0.4096],
 }  # fmt: skip
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "p-eagle": {},
@@ -23,6 +23,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "k-train-5": {"drafter.num_depths": 5, "loss.depth_weights": [1.0, 0.8, 0.64, 0.512, 0.41]},
     "tv-0.5": {"loss.tv": 0.5},
     "depths-alike": {"loss.depth_weights": None},
+    "tv-0.5-depths-alike": {"loss.tv": 0.5, "loss.depth_weights": None},
     "design-depth-embedding": {"drafter.hidden_state_design": "depth_embedding"},
     "design-projected-ntp-depth-embedding": {"drafter.hidden_state_design": "projected_ntp_depth_embedding"},
     "design-projected-ntp": {"drafter.hidden_state_design": "projected_ntp"},
@@ -50,6 +51,7 @@ CONTRASTS = (
     Contrast(OURS, "p-eagle", "no-correction", "a correction of rank 256 instead of none"),
     Contrast(OURS, "tv-0.5", "p-eagle", "half of the loss total variation"),
     Contrast(OURS, "depths-alike", "p-eagle", "all depths weigh the same instead of 0.8^d"),
+    Contrast(OURS, "tv-0.5-depths-alike", "p-eagle", "both of these together"),
     *(replace(contrast, reference="p-eagle") for contrast in _of_paper(DESIGNS)),
     replace(TWO_LAYERS, reference="p-eagle", expects="", promise=""),
     replace(FOUR_LAYERS, expects="", promise=""),
