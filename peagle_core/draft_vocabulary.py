@@ -17,8 +17,11 @@ def offsets(ids: Tensor) -> Tensor:
 
 
 def draft_ids(ids: Tensor, vocab_size: int) -> Tensor:
-    """Return the draft id of each target id, int64[V], -1 where it cannot be drafted. ids: int64[V_d], target ids."""
-    table = torch.full((vocab_size,), -1, dtype=torch.int64, device=ids.device)
+    """Return the draft id of each target id, int64[V + 1], -1 where it cannot be drafted. ids: int64[V_d], target ids.
+
+    The last entry is -1, too: that of a token that there is not, id -1, and of any id that the vocabulary has not.
+    """
+    table = torch.full((vocab_size + 1,), -1, dtype=torch.int64, device=ids.device)
     return table.index_copy(0, ids, torch.arange(len(ids), device=ids.device))
 
 

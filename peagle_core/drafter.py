@@ -203,8 +203,8 @@ class PEagleDrafter(nn.Module):
         """Look up what rows are told. told: int64[..., TOLD]."""
         tokens, match = told[..., :TOKENS], told[..., -1]
         embeddings = self.embed_tokens(tokens.clamp(min=0)) * (tokens != NONE)[..., None]
-        found, table = tokens[..., -1], draft_ids(draft_vocab_ids(self.d2t), self.config.vocab_size)
-        return Told(embeddings, match, torch.where(found != NONE, table[found.clamp(min=0)], NONE))
+        draft_of = draft_ids(draft_vocab_ids(self.d2t), self.config.vocab_size)
+        return Told(embeddings, match, draft_of[tokens[..., -1]])
 
     def target_ids(self, draft_ids: Tensor) -> Tensor:
         """Map draft vocabulary ids to target vocabulary ids."""

@@ -30,7 +30,7 @@ class Matches:
 
     def __init__(self, text: Tensor) -> None:
         """Compare the end of each text with every place before. text: int[R, W], right-aligned, NONE in front."""
-        self.text, self.index = text, torch.arange(text.shape[1] - 1, device=text.device)
+        self.text, self.index = text, torch.arange(text.shape[1] - 1, device=text.device, dtype=torch.int32)
         windows = F.pad(text, (LONGEST - 1, 0), value=NONE).unfold(1, LONGEST, 1)  # [R, W, LONGEST], ending at a place
         end = windows[:, -1:]
         differs = (windows[:, :-1] != end) | (end == NONE)
@@ -44,9 +44,9 @@ class Matches:
 
     def best(self) -> tuple[Tensor, Tensor]:
         """Return found and match, int64[R] each, of the chain's end."""
-        match = torch.frexp(self.lengths.float()).exponent.long()  # doublings: of 2^(m-1) to 2^m - 1 it is m
+        match = torch.frexp(self.lengths.float()).exponent  # doublings: of 2^(m-1) to 2^m - 1 it is m
         size = self.text.shape[1]
-        key = torch.where(match > 0, match * size + self.index, 0).amax(1)
+        key = (match * size + self.index).amax(1).long()
         match, place = key // size, key % size
         found = self.text.gather(1, place[:, None] + 1)[:, 0].long()
         return torch.where(match > 0, found, NONE), match

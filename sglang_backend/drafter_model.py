@@ -198,13 +198,15 @@ class PEagleForCausalLM(nn.Module):
         rows = self.correction.embed_norm(self.model.embed_tokens(self.known_ids(token_ids.clamp(min=0))))
         return rows * (token_ids != NONE)[:, None]
 
-    def correct(self, logits: Tensor, state: Tensor, recent: Sequence[Tensor], found: Tensor, match: Tensor) -> None:
+    def correct(self, logits: Tensor, state: Tensor, told: Sequence[Tensor], found: Tensor, match: Tensor) -> None:
         """Correct the logits of bs rows in place, see `ServedCorrection`. found: int64[bs], target ids or NONE."""
         assert self.correction is not None
-        can_be = (found != NONE) & (found < self.head.vocab_size)
-        draft_id = found if self.draft_of is None else self.draft_of[torch.where(can_be, found, 0)]
-        draft_id = torch.where(can_be, draft_id, NONE)
-        self.correction(logits, state, recent, self.embedded(found), match, draft_id)
+        size = self.head.vocab_size
+        if self.draft_of is None:
+            draft_id = torch.where(found < size, found, NONE)
+        else:
+            draft_id = self.draft_of[found.clamp(max=size)]  # NONE is its last entry, too
+        self.correction(logits, state, told, match, draft_id)
 
     def known_ids(self, token_ids: Tensor) -> Tensor:
         """Replace ids that the head's vocabulary has not by the mask token's."""

@@ -21,6 +21,7 @@ from sglang.srt.speculative.eagle_worker_v2 import EagleDraftWorker
 from sglang.srt.utils.common import async_h2d
 from torch import Tensor
 
+from peagle_core.told import REACH
 from sglang_backend import proposals
 from sglang_backend.confidence import confidences
 from sglang_backend.corrections import penalties
@@ -221,7 +222,10 @@ class DrafterPass(EagleDraftWorker):
             return None
         by_request = states.view(-1, self.num_drafts, states.shape[-1])
         model = self.draft_runner.model
-        return proposals.Chain(model, by_request, model.texts.read(batch.req_pool_indices, lengths), share)
+        longest = REACH
+        if lengths.device.type == "cpu":  # elsewhere SGLang may have no lengths on the host
+            longest = int(batch.seq_lens_cpu.max()) + verified_rows(self.num_verified)
+        return proposals.Chain(model, by_request, model.texts.read(batch.req_pool_indices, lengths, longest), share)
 
     def draft(self, batch, *, with_topology: bool = False):
         """Return the verify input of the drafts that came with the batch; no drafter pass here."""

@@ -12,6 +12,7 @@ verified only where they stand, so this is what verification wants, too.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -37,9 +38,7 @@ class Corrected(Protocol):
 
     def embedded(self, token_ids: Tensor) -> Tensor: ...
 
-    def correct(
-        self, logits: Tensor, state: Tensor, recent: Sequence[Tensor], found: Tensor, match: Tensor
-    ) -> None: ...
+    def correct(self, logits: Tensor, state: Tensor, told: Sequence[Tensor], found: Tensor, match: Tensor) -> None: ...
 
 
 class Chain:
@@ -56,7 +55,8 @@ class Chain:
         """
         self.model, self.states, self.text, self.share = model, states, text, share
         self.matches = Matches(text)
-        self.recent: list[Tensor] = []  # of the tokens so far, newest first, what the correction reads
+        # Of the last tokens so far, newest first, what the correction reads
+        self.recent = deque([states.new_zeros(len(states), states.shape[-1])] * RECENT, maxlen=RECENT)
 
     def correct(self, row: Tensor, drafts: Sequence[Tensor]) -> None:
         """Correct the logits of the row behind these drafts, [bs, V_d], in place; to be called row by row.
@@ -65,8 +65,10 @@ class Chain:
         """
         if drafts:
             self.matches.follow(drafts[-1])
-        self.recent.insert(0, self.model.embedded(drafts[-1] if drafts else self.text[:, -1]))
-        self.model.correct(row, self.states[:, len(drafts)], self.recent[:RECENT], *self.matches.best())
+        found, match = self.matches.best()
+        newest, of_found = self.model.embedded(torch.cat([drafts[-1] if drafts else self.text[:, -1], found])).chunk(2)
+        self.recent.appendleft(newest)
+        self.model.correct(row, self.states[:, len(drafts)], [*self.recent, of_found], found, match)
 
 
 def propose_greedy(logits: Tensor, draft_to_target: Tensor | None, chain: Chain | None = None) -> Proposal:

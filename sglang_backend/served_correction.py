@@ -15,7 +15,7 @@ from sglang.srt.utils import add_prefix
 from torch import Tensor, nn
 
 from peagle_core.config import PEagleConfig
-from peagle_core.told import MATCHES, RECENT, TOKENS
+from peagle_core.told import MATCHES, TOKENS
 
 
 class ServedCorrection(nn.Module):
@@ -34,17 +34,16 @@ class ServedCorrection(nn.Module):
         self.requires_grad_(False)
 
     def forward(
-        self, logits: Tensor, normed: Tensor, recent: Sequence[Tensor], found: Tensor, match: Tensor, draft_id: Tensor
+        self, logits: Tensor, normed: Tensor, told: Sequence[Tensor], match: Tensor, draft_id: Tensor
     ) -> None:
         """Correct the logits of bs rows, [bs, draft vocabulary], in place.
 
-        normed: [bs, H], their states after the final norm; recent: 1 to RECENT times [bs, H], the normed embeddings of
-        the last tokens of their chains, the newest first; found: [bs, H], that of what followed them before; match,
-        draft_id: int64[bs], see `peagle_core.correction.Told`.
+        normed: [bs, H], their states after the final norm; told: TOKENS times [bs, H], the normed embeddings of the
+        last tokens of their chains, the newest first, and of what followed them before, zeros where there is none;
+        match, draft_id: int64[bs], see `peagle_core.correction.Told`.
         """
-        found = found + self.match_embed(match)
-        nothing = normed.new_zeros(len(normed), (RECENT - len(recent)) * normed.shape[1])
-        features = self.act_fn(self.gate_up_proj(torch.cat([normed, *recent, nothing, found], -1))[0])
+        *recent, found = told
+        features = self.act_fn(self.gate_up_proj(torch.cat([normed, *recent, found + self.match_embed(match)], -1))[0])
         logits += self.lm_head(features)[0]
         amount = (features @ self.copy_weight + self.copy_bias[match]) * (draft_id >= 0)
         logits.scatter_add_(1, draft_id.clamp(min=0)[:, None], amount[:, None].to(logits.dtype))

@@ -24,11 +24,12 @@ class Texts:
         """Note what the rows of a pass read. slots, token_ids: int[rows]. What mask rows note lies past every text."""
         self.token_behind[slots] = token_ids.long()
 
-    def read(self, requests: Tensor, lengths: Tensor) -> Tensor:
-        """Return the last tokens of requests, int64[bs, W], right-aligned with NONE in front; W <= REACH.
+    def read(self, requests: Tensor, lengths: Tensor, longest: int = REACH) -> Tensor:
+        """Return the last tokens of requests, int64[bs, W], right-aligned with NONE in front; 0 < W <= REACH.
 
-        requests: int[bs], rows of SGLang's table; lengths: int[bs], positions that the drafter has seen of each.
+        requests: int[bs], rows of SGLang's table; lengths: int[bs], positions that the drafter has seen of each;
+        longest: no less than any of these, so that no more than needed is read.
         """
-        positions = lengths[:, None] + self.back
+        positions = lengths[:, None] + self.back[-longest:]
         slots = self.req_to_token[requests[:, None], positions.clamp(min=0)]
         return torch.where(positions >= 0, self.token_behind[slots], NONE)

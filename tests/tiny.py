@@ -49,7 +49,7 @@ def tiny_drafter(
             elif parameter.dim() == 2:
                 parameter.mul_(scale)
     if drafter.correction is not None:  # which starts at zero
-        torch.nn.init.normal_(drafter.correction.lm_head.weight, std=scale / 4)  # as much as the pass itself
+        torch.nn.init.normal_(drafter.correction.lm_head.weight, std=scale / 2)
     sizes = drafter.config
     if sizes.draft_vocab_size < sizes.vocab_size:
         step = sizes.vocab_size // sizes.draft_vocab_size

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from sglang_backend.cpu import ATTENTION_BACKEND
 
+FEW_ROWS = 64  # a verification or a drafter's pass, not a long prompt, whose mask is not to be repeated
+
 
 @dataclass(frozen=True)
 class _Rows:
@@ -42,12 +44,28 @@ def attend(
     sinks: [heads], a logit per head that takes its share of the softmax and gives nothing (gpt-oss); cap: logits are
     squashed to (-cap, cap) by tanh (Gemma 2), 0 for not.
     """
-    q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
+    rows, heads, size = q.shape
+    kv_heads, k, v = k.shape[1], k.transpose(0, 1), v.transpose(0, 1)
+    # Few query heads that share a key head are rows of one head: SDPA packs the keys anew for every query head.
+    shared = heads // kv_heads if rows <= FEW_ROWS else 1
+    q = q.reshape(rows, heads // shared, shared, size).permute(1, 2, 0, 3).flatten(1, 2)
+    if mask is not None:
+        mask = mask.repeat(shared, 1)
     if sinks is None and not cap:
         out = F.scaled_dot_product_attention(
-            q[None], k[None], v[None], attn_mask=mask, scale=scale, enable_gqa=len(q) != len(k)
+            q[None], k[None], v[None], attn_mask=mask, scale=scale, enable_gqa=len(q) != kv_heads
         )[0]
-        return out.transpose(0, 1)
+    else:
+        if sinks is not None:
+            sinks = sinks.float().view(-1, shared).repeat_interleave(rows, 1)
+        out = _softmax_attention(q, k, v, mask, scale, sinks, cap)
+    return out.unflatten(1, (shared, rows)).permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, sinks: Tensor | None, cap: float
+) -> Tensor:
+    """Compute what SDPA cannot, [q_heads, rows, v_dim]; heads first everywhere. sinks: [q_heads, rows]."""
     share = len(q) // len(k)
     scores = (q @ k.repeat_interleave(share, 0).transpose(1, 2)).float() * scale
     if cap:
@@ -55,9 +73,9 @@ def attend(
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     if sinks is not None:
-        scores = torch.cat([scores, sinks.float()[:, None, None].expand(-1, scores.shape[1], 1)], dim=-1)
+        scores = torch.cat([scores, sinks[..., None]], dim=-1)
     weights = scores.softmax(-1)[..., : k.shape[1]].to(v.dtype)
-    return (weights @ v.repeat_interleave(share, 0)).transpose(0, 1)
+    return weights @ v.repeat_interleave(share, 0)
 
 
 class TorchSdpaBackend(AttentionBackend):

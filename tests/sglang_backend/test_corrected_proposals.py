@@ -16,7 +16,7 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from peagle_core.correction import Told
 from peagle_core.draft_vocabulary import draft_ids, draft_vocab_ids
 from peagle_core.generate import chain_logits, choose_drafts
-from peagle_core.told import NONE, RECENT
+from peagle_core.told import NONE
 from sglang_backend import drafter_pass, proposals
 from sglang_backend.cpu.torch_kernels import verify_sampling
 from sglang_backend.draft_distributions import DraftDistributions
@@ -43,10 +43,8 @@ def served(drafter) -> SimpleNamespace:
 
     table = draft_ids(draft_vocab_ids(drafter.d2t), drafter.config.vocab_size)
 
-    def correct(logits, normed, recent, found, match):
-        nothing = [torch.zeros_like(normed)] * (RECENT - len(recent))
-        draft_id = torch.where(found == NONE, NONE, table[found.clamp(min=0)])
-        told = Told(torch.stack([*recent, *nothing, embedded(found)], 1), match, draft_id)
+    def correct(logits, normed, told, found, match):
+        told = Told(torch.stack(told, 1), match, table[found])
         logits.copy_(drafter.correction(logits, normed, told))
 
     def embedded(ids):
@@ -114,7 +112,7 @@ def test_verification_gives_the_targets_distribution():
     table = torch.zeros(vocab, 3)
     table[to_target] = torch.tensor([[3.0, 0.0, -2.0], [-2.0, 1.0, 1.0], [0.0, -3.0, 2.0]])
     by_table = SimpleNamespace(
-        correct=lambda row, _, recent, found, match: row.add_(recent[0]), embedded=lambda ids: table[ids]
+        correct=lambda row, _, told, found, match: row.add_(told[0]), embedded=lambda ids: table[ids]
     )
     chain = Chain(by_table, torch.zeros(bs, 2, 0), torch.full((bs, 3), 1))
     proposal = propose_sampled(logits, to_target, sampling_info(bs), torch.arange(bs), chain)
@@ -166,7 +164,9 @@ def test_all_ranks_verify_the_first_ranks_draws_with_its_distributions(drafter, 
     text = texts_of.read(requests, lengths)
     assert [(row != NONE).sum() for row in text] == lengths.tolist()
     assert torch.equal(text[0, -20:], texts_of.token_behind.view(BS + 1, 32)[requests[0], :20])
-    batch = SimpleNamespace(sampling_info=sampling_info(BS), reqs=[], req_pool_indices=requests)
+    batch = SimpleNamespace(
+        sampling_info=sampling_info(BS), reqs=[], req_pool_indices=requests, seq_lens_cpu=lengths - 1
+    )
     output = LogitsProcessorOutput(logits.flatten(0, 1), hidden_states=states.flatten(0, 1))
     made._set_drafts(draft_input, output, batch, lengths)
     assert torch.equal(draft_input.topk_index, theirs.T)

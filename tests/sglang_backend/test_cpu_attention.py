@@ -15,12 +15,7 @@ pytest.importorskip("sglang")
 from sglang_backend.cpu.attention import attend
 from sglang_backend.cpu.torch_kernels import swiglu_gpt_oss
 
-ROWS, KEYS, HEADS, KV_HEADS, DIM = 3, 9, 4, 2, 8
-
-
-def inputs() -> tuple[torch.Tensor, ...]:
-    q, k, v = (torch.randn(n, h, DIM) * 2 for n, h in ((ROWS, HEADS), (KEYS, KV_HEADS), (KEYS, KV_HEADS)))
-    return q, k, v, torch.ones(ROWS, KEYS, dtype=torch.bool).tril(KEYS - ROWS)
+HEADS, KV_HEADS, DIM = 4, 2, 8
 
 
 def transformers_says(modeling, q, k, v, mask, scale, sinks=None, **options) -> torch.Tensor:
@@ -32,15 +27,22 @@ def transformers_says(modeling, q, k, v, mask, scale, sinks=None, **options) -> 
     return modeling.eager_attention_forward(module, *batched, bias, scaling=scale, **options)[0][0]
 
 
+@pytest.fixture(params=[3, 70], ids=["few rows", "many rows"])
+def inputs(request) -> tuple[torch.Tensor, ...]:
+    rows, keys = request.param, request.param + 6
+    q, k, v = (torch.randn(n, h, DIM) * 2 for n, h in ((rows, HEADS), (keys, KV_HEADS), (keys, KV_HEADS)))
+    return q, k, v, torch.ones(rows, keys, dtype=torch.bool).tril(keys - rows)
+
+
 @pytest.mark.parametrize("cap", [0.0, 1.5])
-def test_capped_logits(cap):
-    q, k, v, mask = inputs()
+def test_capped_logits(inputs, cap):
+    q, k, v, mask = inputs
     expected = transformers_says(modeling_gemma2, q, k, v, mask, 0.3, softcap=cap or None)
     torch.testing.assert_close(attend(q, k, v, mask, 0.3, cap=cap), expected)
 
 
-def test_sinks():
-    q, k, v, mask = inputs()
+def test_sinks(inputs):
+    q, k, v, mask = inputs
     sinks = torch.randn(HEADS) * 3
     expected = transformers_says(modeling_gpt_oss, q, k, v, mask, 0.3, sinks)
     torch.testing.assert_close(attend(q, k, v, mask, 0.3, sinks), expected)

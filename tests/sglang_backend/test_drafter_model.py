@@ -111,7 +111,7 @@ def test_what_it_adds_is_the_reference_loops(causal_lm, tmp_path):
     ):  # fmt: skip
         normed = torch.randn(1, causal_lm.head.hidden_size)
         *recent, found, match = [torch.tensor([x]) for x in served]
-        rows = [causal_lm.embedded(token) for token in recent if token != NONE]
+        rows = causal_lm.embedded(torch.cat([*recent, found])).split(1)
         logits = stored.lm_head(normed)
         causal_lm.correct(logits, normed, rows, found, match)
         torch.testing.assert_close(logits, stored.corrected_logits(normed, torch.tensor([told])))
