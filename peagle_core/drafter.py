@@ -183,9 +183,11 @@ class PEagleDrafter(nn.Module):
         without a correction.
         """
         logits = self.lm_head(normed)
-        if self.correction is None or told is None:
-            return logits
-        return self.correction(logits, normed, self._read(told))
+        return logits if told is None else self.correct(logits, normed, told)
+
+    def correct(self, logits: Tensor, normed: Tensor, told: Tensor) -> Tensor:
+        """Return logits of rows with the correction, if there is one. The arguments are those of `corrected_logits`."""
+        return logits if self.correction is None else self.correction(logits, normed, self._read(told))
 
     def loss_factors(self, hidden: Tensor, told: Tensor | None) -> tuple[Tensor, Tensor, Copied | None]:
         """Return [M, F] and [V_d, F], whose product is the logits of M rows, and what is added to one logit of each.

@@ -91,11 +91,12 @@ def choose_drafts(drafter: PEagleDrafter, states: Tensor, text: Tensor) -> Tenso
     With a correction a row after the other, for each is corrected by the drafts before it. states: [K, H] of
     `draft_states`; text: int64[n + 1], all tokens before draft 1.
     """
+    logits = drafter.corrected_logits(states, None)
     if drafter.correction is None:
-        return drafter.target_ids(drafter.corrected_logits(states, None).argmax(-1))
+        return drafter.target_ids(logits.argmax(-1))
     told, drafts = ToldWhileDrafting(text), []
-    for row in states:
-        drafts.append(drafter.target_ids(drafter.corrected_logits(row, told()).argmax(-1)))
+    for of_pass, row in zip(logits, states, strict=True):
+        drafts.append(drafter.target_ids(drafter.correct(of_pass, row, told()).argmax(-1)))
         told.follow(drafts[-1])
     return torch.stack(drafts)
 

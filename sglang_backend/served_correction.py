@@ -33,9 +33,7 @@ class ServedCorrection(nn.Module):
         self.copy_bias = nn.Parameter(torch.zeros(1 + MATCHES))
         self.requires_grad_(False)
 
-    def forward(
-        self, logits: Tensor, normed: Tensor, told: Sequence[Tensor], match: Tensor, draft_id: Tensor
-    ) -> None:
+    def forward(self, logits: Tensor, normed: Tensor, told: Sequence[Tensor], match: Tensor, draft_id: Tensor) -> None:
         """Correct the logits of bs rows, [bs, draft vocabulary], in place.
 
         normed: [bs, H], their states after the final norm; told: TOKENS times [bs, H], the normed embeddings of the

@@ -16,6 +16,7 @@ from tiny import tiny_target as make_target
 from peagle_core.errors import InputError
 from tools.ablations.__main__ import main
 from tools.ablations.contrasts import CONFIGURATIONS, CONTRASTS, Contrast, Published, configurations
+from tools.ablations.cost import drafting_ms
 from tools.ablations.document import page, write_document
 from tools.ablations.inputs import Inputs
 from tools.ablations.record import read_record, record_of
@@ -274,3 +275,17 @@ def test_the_runner_runs_what_is_not_finished_and_no_more(suite):
     assert suite.finished(names, range(1)) == found[:1]
     suite.inputs.heldout.write_text(suite.inputs.train.read_text())
     assert suite.finished(names, range(1)) == []
+
+
+def test_what_drafting_costs_stands_beside_each(suite):
+    eagle3 = {"algorithm": "eagle3", "drafter.mask_token_id": None}
+    suite = dataclasses.replace(
+        suite,
+        changes={"deep": {"drafter.num_hidden_layers": 8}, "flat": {"drafter.correction_rank": 4}, "eagle3": eagle3},
+    )
+    cost = drafting_ms(suite, list(suite.changes))
+    assert cost.keys() == suite.changes.keys() and cost["deep"] > cost["flat"] > 0
+    record = record_of(results(a=3.0, b=2.0), (PAPER_SAYS_MORE,), {"a": 5.26})
+    text = page(record, STUDIES["tiny"])
+    assert "| drafting, ms |" in text and "| 60 | 5.3 |" in text and "| 60 | - |" in text
+    assert "drafting, ms" not in page(record_of(results(a=3.0, b=2.0), (PAPER_SAYS_MORE,)), STUDIES["tiny"])

@@ -44,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, names: list[str], known: list[str]) -> None:
+    from tools.ablations.cost import drafting_ms
     from tools.ablations.document import write_document
     from tools.ablations.inputs import Inputs, build_inputs, inputs_of
     from tools.ablations.record import record_of
@@ -68,7 +69,8 @@ def _run(options: argparse.Namespace, names: list[str], known: list[str]) -> Non
     run_all(suite, names, seeds, options.jobs)
     results = suite.finished(known, range(max(3, study.seeds, options.seeds or 0)))
     complete = all(sum(result.name == name for result in results) >= study.seeds for name in known)
-    page = write_document(options.docs if complete else options.dir, record_of(results, study.contrasts), study)
+    cost = drafting_ms(suite, [name for name in known if any(result.name == name for result in results)])
+    page = write_document(options.docs if complete else options.dir, record_of(results, study.contrasts, cost), study)
     print(f"written: {page}")
 
 

@@ -35,7 +35,7 @@ def page(record: Record, study: Study) -> str:
     found = differences(record, study.contrasts)
     parts = [_introduction(record, study, found), *record.notes, _promises(found)]
     parts += [_section(title, [d for d in found if d.contrast.section == title]) for title in _sections(found)]
-    return "\n\n".join([*parts, _all_rows(record.rows)]) + "\n"
+    return "\n\n".join([*parts, _all_rows(record)]) + "\n"
 
 
 def _sections(found: list[Difference]) -> list[str]:
@@ -99,21 +99,39 @@ def _section(title: str, found: list[Difference]) -> str:
     return "\n".join(lines)
 
 
-def _all_rows(rows: list[Row]) -> str:
-    lines = [
-        "## All configurations",
-        "",
-        "| configuration | acceptance length, mean over seeds | standard deviation over seeds | standard error over "
-        "prompts | seeds | prompts | tokens | CPU seconds of a run |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def _all_rows(record: Record) -> str:
+    rows, has_cost = record.rows, any(row.draft_ms is not None for row in record.rows)
+    lines = ["## All configurations", ""]
+    if has_cost:
+        lines += [
+            f"Drafting: milliseconds that the {record.num_draft_tokens} drafts of a step take one request in the "
+            "reference loop (PyTorch, one thread, 256 tokens before; medians of rounds in which all configurations "
+            "took turns). A server's layers and graphs make less of all of them.",
+            "",
+        ]
+    titles = [
+        "configuration", "acceptance length, mean over seeds", "standard deviation over seeds",
+        "standard error over prompts", "seeds", "prompts", "tokens", "CPU seconds of a run",
+        *["drafting, ms"] * has_cost,
+    ]  # fmt: skip
+    lines += [_line(titles), _line(["---"] * len(titles))]
     for row in rows:
         deviation = "-" if row.deviation is None else f"{row.deviation:.3f}"
+        cost = "-" if row.draft_ms is None else f"{row.draft_ms:.1f}"
         lines.append(
-            f"| `{row.name}` | {row.mean:.3f} | {deviation} | {row.prompt_error:.3f} | {len(row.accept_lengths)} | "
-            f"{row.prompts} | {row.new_tokens} | {row.cpu_seconds:.0f} |"
-        )
+            _line(
+                [
+                    f"`{row.name}`", f"{row.mean:.3f}", deviation, f"{row.prompt_error:.3f}",
+                    str(len(row.accept_lengths)), str(row.prompts), str(row.new_tokens), f"{row.cpu_seconds:.0f}",
+                    *[cost] * has_cost,
+                ]
+            )
+        )  # fmt: skip
     return "\n".join(lines)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def plot(path: Path, rows: list[Row]) -> None:

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -25,7 +26,8 @@ class Row:
     """Sum up one configuration over its seeds.
 
     accept_lengths: one a seed. prompt_error: standard error of their mean from the choice of prompts. prompts,
-    new_tokens, steps, step_tokens: of one run; cpu_seconds: of one run, a mean.
+    new_tokens, steps, step_tokens: of one run; cpu_seconds: of one run, a mean; draft_ms: what the drafts of one step
+    take (`tools.ablations.cost`), None where that was not measured.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Row:
     optimizer: str
     lr: float
     cpu_seconds: float
+    draft_ms: float | None = None
 
     @property
     def mean(self) -> float:
@@ -74,8 +77,14 @@ class Record:
         return next((row for row in self.rows if row.name == name), None)
 
 
-def record_of(results: list[Result], contrasts: tuple[Contrast, ...]) -> Record:
-    """Sum up results, at least one; pairs: of the contrasts whose two configurations have results."""
+def record_of(
+    results: list[Result], contrasts: tuple[Contrast, ...], draft_ms: Mapping[str, float] | None = None
+) -> Record:
+    """Sum up results, at least one; pairs: of the contrasts whose two configurations have results.
+
+    draft_ms: of each configuration, what drafting takes.
+    """
+    cost = draft_ms or {}
     runs = {result.name: [r for r in results if r.name == result.name] for result in results}
     influence = {name: _influence(of_name) for name, of_name in runs.items()}
     pairs = [
@@ -89,7 +98,7 @@ def record_of(results: list[Result], contrasts: tuple[Contrast, ...]) -> Record:
         machine=f"{cpu_name()}, {os.cpu_count()} cores, PyTorch {importlib.metadata.version('torch')}",
         seeds=sorted({result.seed for result in results}),
         num_draft_tokens=results[0].settings["eval"]["num_draft_tokens"][0],
-        rows=[_row(name, of_name, influence[name]) for name, of_name in runs.items()],
+        rows=[_row(name, of_name, influence[name], cost.get(name)) for name, of_name in runs.items()],
         pairs=pairs,
     )
 
@@ -104,7 +113,7 @@ def read_record(path: Path) -> Record:
     return Record(**raw, rows=rows, pairs=pairs)
 
 
-def _row(name: str, runs: list[Result], influence: list[float]) -> Row:
+def _row(name: str, runs: list[Result], influence: list[float], draft_ms: float | None) -> Row:
     runs = sorted(runs, key=lambda run: run.seed)
     data, optim = runs[0].settings["data"], runs[0].settings["optim"]
     return Row(
@@ -118,6 +127,7 @@ def _row(name: str, runs: list[Result], influence: list[float]) -> Row:
         optimizer=optim["optimizer"],
         lr=optim["lr"],
         cpu_seconds=fmean(run.cpu_seconds for run in runs),
+        draft_ms=draft_ms,
     )
 
 
