@@ -155,8 +155,10 @@ class PEagleWorker(EAGLEWorkerV2):
     def apply_runtime_state(self, state) -> None:
         """Switch to another K; without SGLang's line in the log where that may happen at every step."""
         eagle_worker_v2.logger.disabled = self.confident is not None
-        super().apply_runtime_state(state)
-        eagle_worker_v2.logger.disabled = False
+        try:
+            super().apply_runtime_state(state)
+        finally:
+            eagle_worker_v2.logger.disabled = False
 
     @property
     def counters(self) -> Counters:
