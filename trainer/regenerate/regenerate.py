@@ -142,6 +142,14 @@ def _check_data(sources: tuple[str, ...], skip_bad: bool) -> tuple[int, set[bool
     return total, kinds
 
 
+def _is_empty(answer: dict[str, Any]) -> bool:
+    """Tell whether the target ended without a word. answer: a message, or a record whose text was continued."""
+    said = [answer["response"]] if "response" in answer else [
+        value for key, value in answer.items() if key not in ("role", "finish_reason")
+    ]  # fmt: skip
+    return not any(said)
+
+
 async def _meet(server: AnswerServer, kinds: set[bool]) -> Served:
     served = await server.connect()
     for is_chat in kinds:
@@ -174,6 +182,9 @@ def _finish(path: Path, journal: Journal, about: dict[str, Any]) -> None:
             record = json.loads(line)
             answers = [a for a in record.get("messages", [record]) if "finish_reason" in a]
             ends.update(answer["finish_reason"] for answer in answers)
+            empty = sum(map(_is_empty, answers))
+            counts["empty"] += empty
+            counts["empty_continuations"] += empty * ("prompt" in record)
             counts["records"] += 1
             counts["completion_tokens"] += record.get("completion_tokens", 0)
             counts["refused"] += "error" in record
@@ -185,7 +196,7 @@ def _finish(path: Path, journal: Journal, about: dict[str, Any]) -> None:
     about |= {
         "answers": ends.total(),
         "finish_reasons": dict(sorted(ends.items())),
-        **{key: counts[key] for key in ("records", "completion_tokens", "refused", "without_question")},
+        **{key: counts[key] for key in ("records", "completion_tokens", "refused", "without_question", "empty")},
         "first_refusal": refusal or None,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "sha256": digest.hexdigest(),
@@ -198,6 +209,9 @@ def _finish(path: Path, journal: Journal, about: dict[str, Any]) -> None:
         f"them cut at the maximum length; {counts['refused']} records refused by the server, "
         f"{counts['without_question']} without a question"
     )
+    if counts["empty"]:
+        why = "; a 'prompt' is continued as raw text, a question to a chat model belongs into 'messages'"
+        print(f"note: {counts['empty']} answers are empty{why if counts['empty_continuations'] else ''}")
     if refusal:
         print(f"refused, for instance: {refusal}")
     print(f"written: {path}; train with data.train={path}")
