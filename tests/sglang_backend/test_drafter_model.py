@@ -17,6 +17,7 @@ from sglang.srt.layers.layernorm import RMSNorm
 from sglang.srt.runtime_context import get_context, get_parallel
 
 from peagle_core.checkpoint import load_drafter
+from peagle_core.draft_vocabulary import offsets
 from peagle_core.told import NONE
 
 ROWS, K, LAYERS = 14, 3, 3
@@ -89,6 +90,15 @@ def test_a_correction_is_loaded_and_updated_in_place(causal_lm, tmp_path):
     assert torch.equal(causal_lm.correction.lm_head.weight, new) and w2.data_ptr() == place
     causal_lm.unknown_ids = True
     assert causal_lm.known_ids(torch.tensor([3, 10**6])).tolist() == [3, causal_lm.head.mask_token_id]
+
+
+def test_an_update_of_the_draft_vocabulary_reaches_both_tables_in_place(causal_lm):
+    tables = causal_lm.hot_token_id, causal_lm.draft_of
+    new = torch.randperm(causal_lm.head.vocab_size)[:130].sort().values
+    causal_lm.load_weights([("d2t", offsets(new))])
+    assert causal_lm.hot_token_id is tables[0] and causal_lm.draft_of is tables[1]
+    assert torch.equal(tables[0], new) and torch.equal(tables[1][new], torch.arange(130))
+    assert (tables[1] == NONE).sum() == len(tables[1]) - 130
 
 
 @torch.no_grad()
