@@ -79,8 +79,10 @@ def test_loss_and_gradients_are_those_of_one_process(two, alone, pair):
     for found, expected in zip(both["gradients"], one["gradients"], strict=True):
         assert found.keys() == expected.keys()
         for name, gradient in expected.items():
-            error = (found[name] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-6)
-            assert error < 3e-5, (name, float(error))  # float32, added up in another order
+            # Float32, added up in another order. A gradient that nearly cancels is as exact as what was added up: in
+            # the fourth step `copy_bias` has 1.5e-6, a six-hundredth of what it had in the second.
+            error = (found[name] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-5)
+            assert error < 1e-5, (name, float(error))
 
 
 def test_muon_orthogonalises_whole_matrices_whose_rows_are_divided(two, target_dir, data_file, tmp_path):
