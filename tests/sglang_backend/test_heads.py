@@ -120,9 +120,7 @@ def test_two_ranks_correct_alike(models, expected, tmp_path):
     cores = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1", "PEAGLE_RECORD_DIR": str(tmp_path / "records")}
     prompts = mixed_prompts()[:4]
     with serve(models / "target", tmp_path / "log", *arguments, **cores) as server:
-        compared = check_drafts(
-            server, tmp_path / "records", target, drafter, prompts, 5, concurrency=2, tolerance=1e-3
-        )
-        assert len(compared) > 30  # sums of two halves: logits of up to 50 differ by 1e-4
+        compared = check_drafts(server, tmp_path / "records", target, drafter, prompts, 5, concurrency=2)
+        assert len(compared) > 30
         for prompt in prompts:
             assert server.generate(prompt, 30)["output_ids"] == expected[tuple(prompt)][:30]
