@@ -14,7 +14,7 @@ TWICE  := -n 2 --dist loadfile
 .PHONY: demo test test-fast test-matrix test-wheel test-real real-target test-vllm test-speculators soak lint docs help
 
 help:
-	@echo "make demo       serve SmolLM2-135M-Instruct on this CPU: no speculation, EAGLE-3, P-EAGLE (7 to 12 minutes)"
+	@echo "make demo       serve SmolLM2-135M-Instruct on this CPU: no speculation, EAGLE-3, P-EAGLE (10 minutes)"
 	@echo "make test       the whole test suite, two tests at a time (about 20 minutes on 2 cores)"
 	@echo "make test-fast  without the tests that start servers or other processes, or train for long (2 minutes on 2 cores)"
 	@echo "make test-matrix more engines, targets and head formats of the kinds that the suite tests in one or two (10 minutes)"
