@@ -94,19 +94,6 @@ def test_a_prompt_is_continued_as_the_raw_text_it_is(regenerate, tokenizer, tmp_
     assert tokenizer.decode(documents[1].input_ids[documents[1].loss_mask]) == rows[1]["response"] + "<|end|>"
 
 
-@pytest.mark.parametrize(
-    ("record", "hint"), [({"prompt": "What is 2 + 2?"}, True), ({"messages": [ASK]}, False)], ids=["text", "chat"]
-)
-def test_empty_answers_are_counted(regenerate, tmp_path, capsys, record, hint):
-    """A chat model that is given a bare question to continue often says nothing, and nothing is trained on."""
-    with speaking(lambda request: answer(request, "" if "secret" not in str(request.said) else "yes")) as speaker:
-        code, rows = regenerate([record, {"prompt": "the secret"}], url=speaker.url)
-    assert code == 0 and len(rows) == 2
-    printed = capsys.readouterr().out
-    assert "note: 1 answers are empty" in printed and ("belongs into 'messages'" in printed) == hint
-    assert json.loads((tmp_path / "answers0.regenerate.json").read_text())["empty"] == 1
-
-
 def test_records_say_where_they_come_from(regenerate, tmp_path):
     (tmp_path / "a.jsonl").write_text('\n{"messages": [{"role": "user", "content": "a?"}], "id": "x1"}\n')
     datasets.Dataset.from_dict({"prompt": ["p", "q"], "id": [7, 8]}).save_to_disk(tmp_path / "set")

@@ -247,3 +247,16 @@ def test_other_bad_input(command, tmp_path, capsys, target_dir, change, code, sa
         assert not speaker.requests
     assert says in one_sentence(capsys)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("record", "hint"), [({"prompt": "What is 2 + 2?"}, True), (RECORDS[0], False)], ids=["text", "chat"]
+)
+def test_empty_answers_are_counted(command, data, tmp_path, capsys, record, hint):
+    """A chat model that is given a bare question to continue often says nothing, and nothing is trained on."""
+    data.write_text("".join(json.dumps(r) + "\n" for r in (record, {"prompt": "the secret"})))
+    with speaking(lambda request: answer(request, "yes" if "secret" in str(request.said) else "")) as speaker:
+        assert main([*command, f"regenerate.url={speaker.url}"]) == 0
+    printed = capsys.readouterr().out
+    assert "note: 1 answers are empty" in printed and ("belongs into 'messages'" in printed) == hint
+    assert json.loads((tmp_path / "answers.regenerate.json").read_text())["empty"] == 1
