@@ -102,7 +102,7 @@ def test_it_serves_unchanged(models, expected, tmp_path, write_head):
     with serve(
         models / "target", tmp_path / "log", *peagle(tmp_path / "head"), PEAGLE_RECORD_DIR=str(tmp_path / "records")
     ) as server:
-        compared = check_drafts(server, tmp_path / "records", target, drafter, prompts, 5, 30, 3)
+        compared = check_drafts(server, tmp_path / "records", target, drafter, prompts, 5, concurrency=3)
         assert len(compared) > 50
         for prompt in prompts:
             assert server.generate(prompt, 30)["output_ids"] == expected[tuple(prompt)][:30]

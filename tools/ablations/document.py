@@ -15,6 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from tools.ablations.cost import CONTEXT
 from tools.ablations.record import Record, Row, read_record, write_record
 from tools.ablations.statistics import THRESHOLD, Difference, differences, promises, seed_noise, verdict
 from tools.ablations.studies import STUDIES, Study
@@ -105,8 +106,8 @@ def _all_rows(record: Record) -> str:
     if has_cost:
         lines += [
             f"Drafting: milliseconds that the {record.num_draft_tokens} drafts of a step take one request in the "
-            "reference loop (PyTorch, one thread, 256 tokens before; medians of rounds in which all configurations "
-            "took turns). A server's layers and graphs make less of all of them.",
+            f"reference loop (PyTorch, one thread, {CONTEXT} tokens before; medians of rounds in which all "
+            "configurations took turns). A server's layers and graphs make less of all of them.",
             "",
         ]
     titles = [
