@@ -19,7 +19,6 @@ from torch import Tensor
 from sglang_backend.row_budget import drafter_rows, verified_rows
 
 PADDING_KV_SLOT = 0  # SGLang keeps slot 0 of every KV pool as the sink of padded rows
-FLAGS = ("is_mask", "is_padding")  # the fields of DecodeRows that are bool
 MASK_ROW = -1  # the `source` of a row that reads no target state but mask_hidden
 
 
@@ -50,16 +49,14 @@ class DraftRows:
 class DecodeRows(DraftRows):
     """The 2K rows per request of a decode step.
 
-    positions: int64[rows]; kv_slots: int64[rows], where each row's KV goes; is_mask: bool[rows]; is_padding:
-    bool[rows], what stands where drafts were rejected, and all rows of a padded request: mask tokens at position 0
-    whose KV goes to the padding KV slot. ends: int64[bs], the position behind each request's 2K rows, which is how
-    many keys attention may read; owners: int64[bs], its row of req_to_token. A padded request ends at 2K in row 0.
+    positions: int64[rows]; kv_slots: int64[rows], where each row's KV goes. Where drafts were rejected, and in all rows
+    of a padded request, stands padding: mask tokens at position 0 whose KV goes to the padding KV slot.
+    ends: int64[bs], the position behind each request's 2K rows, which is how many keys attention may read; owners:
+    int64[bs], its row of req_to_token. A padded request ends at 2K in row 0.
     """
 
     positions: Tensor
     kv_slots: Tensor
-    is_mask: Tensor
-    is_padding: Tensor
     ends: Tensor
     owners: Tensor
 
@@ -67,8 +64,8 @@ class DecodeRows(DraftRows):
     def allocate(cls, bs: int, num_draft_tokens: int, device: torch.device | str) -> DecodeRows:
         return cls(
             *[
-                torch.empty(n, dtype=torch.bool if name in FLAGS else torch.int64, device=device)
-                for name, n in cls.sizes(bs, num_draft_tokens).items()
+                torch.empty(n, dtype=torch.int64, device=device)
+                for n in cls.sizes(bs, num_draft_tokens).values()
             ]
         )
 
@@ -132,8 +129,6 @@ def fill_rows(
         "positions": torch.where(used, position, 0),
         "kv_slots": torch.where(used & (position < table_width), kv_slot, PADDING_KV_SLOT),
         "source": torch.where(real, verified, MASK_ROW),
-        "is_mask": used & ~real,
-        "is_padding": ~used,
         "select_index": request * width + (accepted - 1).clamp(min=0) + row[:k],
         "ends": length + width,
         "owners": owner,

@@ -11,9 +11,10 @@ import copy
 from collections.abc import Iterable, Sequence
 
 import torch
+import torch.nn.functional as F
 from sglang.srt.configs.draft_parallel import DraftParallelSpec, DraftTPExecution
 from sglang.srt.layers.layernorm import RMSNorm
-from sglang.srt.layers.linear import QKVParallelLinear, RowParallelLinear
+from sglang.srt.layers.linear import QKVParallelLinear, ReplicatedLinear, RowParallelLinear
 from sglang.srt.layers.logits_processor import LogitsMetadata, LogitsProcessor, LogitsProcessorOutput
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
@@ -118,7 +119,7 @@ class PEagleModel(nn.Module):
         self.input_norm = RMSNorm(config.fused_size, eps=eps) if config.norm_before_fc else None
         norms = [RMSNorm(config.target_hidden_size, eps=eps) for _ in range(3)] if config.fc_norm else None
         self.fc_norm = None if norms is None else nn.ModuleList(norms)
-        self.fc = nn.Linear(config.fused_size, config.hidden_size, bias=False)
+        self.fc = ReplicatedLinear(config.fused_size, config.hidden_size, bias=False, prefix=add_prefix("fc", prefix))
         self.mask_hidden = nn.Parameter(torch.zeros(1, 1, config.fused_size), requires_grad=False)
         self.register_buffer("mask_fused", torch.zeros(1, config.hidden_size), persistent=False)
         rope = HeadRope(config)  # one table for all layers
@@ -127,19 +128,19 @@ class PEagleModel(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, eps=eps)
 
-    def fuse(self, aux: Tensor) -> Tensor:
-        """Project the target states of rows: [rows, 3H_t] -> [rows, H]."""
+    def normed_states(self, aux: Tensor) -> Tensor:
+        """Norm the target states of rows as the head wants them before fc, [rows, 3H_t]."""
         if self.input_norm is not None:
             aux = self.input_norm(aux.contiguous())
         if self.fc_norm is not None:
             parts = aux.chunk(3, dim=-1)
             aux = torch.cat([norm(x.contiguous()) for norm, x in zip(self.fc_norm, parts, strict=True)], dim=-1)
-        return self.fc(aux)
+        return aux
 
     def forward(self, input_ids: Tensor, positions: Tensor, forward_batch) -> Tensor:
         """[bs * K, H]: the sampled rows (`spec_info.select_index`). Others end with the last layer's attention."""
         spec_info = forward_batch.spec_info
-        fused = self.fuse(spec_info.hidden_states.to(self.fc.weight.dtype))
+        fused, _ = self.fc(self.normed_states(spec_info.hidden_states.to(self.fc.weight.dtype)))
         hidden = hidden_rows(fused, self.mask_fused, spec_info.source)
         embed = self.embed_tokens(input_ids)
         for layer in self.layers:
@@ -258,10 +259,11 @@ class PEagleForCausalLM(nn.Module):
     def post_load_weights(self) -> None:
         """Compute fc(mask_hidden), the same for every mask row of every request.
 
-        In place, for captured graphs read it.
-        SGLang calls it where weights arrive otherwise than through `load_weights`.
+        In place, for captured graphs read it. By torch, for a layer may keep a packed copy of the weights, and more of
+        them may be to come. SGLang calls it where weights arrive otherwise than through `load_weights`.
         """
-        self.model.mask_fused.copy_(self.model.fuse(self.model.mask_hidden.view(1, -1)))
+        states = self.model.normed_states(self.model.mask_hidden.view(1, -1))
+        self.model.mask_fused.copy_(F.linear(states, self.model.fc.weight))
 
     def share_with_target(self, embed: Tensor, head: Tensor) -> None:
         """Use the target's embedding or head where the checkpoint has none of its own, and work where they lie."""

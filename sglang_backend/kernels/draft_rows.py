@@ -17,9 +17,9 @@ MAX_COLUMNS = 1024
 # Not specialized on counts that change from step to step: each new kind would compile anew while requests wait.
 @triton.jit(do_not_specialize=["num_requests", "num_rows", "num_selected", "num_ends", "num_verified"])
 def expand_rows(
-    NEXT_TOKENS, ACCEPTED, LENGTHS, REQUESTS, TABLE, INPUT_IDS, POSITIONS, KV_SLOTS, SOURCE, IS_MASK,
-    IS_PADDING, SELECT, ENDS, OWNERS, num_requests, table_width, mask_token_id, num_rows, num_selected, num_ends,
-    num_verified, K: tl.constexpr, BLOCK: tl.constexpr,
+    NEXT_TOKENS, ACCEPTED, LENGTHS, REQUESTS, TABLE, INPUT_IDS, POSITIONS, KV_SLOTS, SOURCE, SELECT,
+    ENDS, OWNERS, num_requests, table_width, mask_token_id, num_rows, num_selected, num_ends, num_verified,
+    K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Write the rows of one request per program; programs past num_requests write padding.
 
@@ -47,8 +47,6 @@ def expand_rows(
     tl.store(POSITIONS + out, tl.where(used, position, 0), mask=fits)
     tl.store(KV_SLOTS + out, kv_slot.to(tl.int64), mask=fits)
     tl.store(SOURCE + out, tl.where(real, verified, -1).to(tl.int64), mask=fits)
-    tl.store(IS_MASK + out, (used & (row >= accepted)).to(tl.uint8), mask=fits)
-    tl.store(IS_PADDING + out, (used == 0).to(tl.uint8), mask=fits)
 
     sampled = request * K + row
     last_real = request * 2 * K + tl.maximum(accepted - 1, 0)
@@ -67,10 +65,9 @@ def expand(
     if num_rows:
         expand_rows[grid](
             next_token_ids, accept_lens, seq_lens, req_pool_indices, req_to_token, out.input_ids, out.positions,
-            out.kv_slots, out.source, out.is_mask.view(torch.uint8), out.is_padding.view(torch.uint8), out.select_index,
-            out.ends, out.owners, accept_lens.numel(), req_to_token.shape[1], mask_token_id, num_rows,
-            out.select_index.numel(), out.ends.numel(), num_verified, K=num_draft_tokens,
-            BLOCK=triton.next_power_of_2(2 * num_draft_tokens), num_warps=1,
+            out.kv_slots, out.source, out.select_index, out.ends, out.owners, accept_lens.numel(),
+            req_to_token.shape[1], mask_token_id, num_rows, out.select_index.numel(), out.ends.numel(), num_verified,
+            K=num_draft_tokens, BLOCK=triton.next_power_of_2(2 * num_draft_tokens), num_warps=1,
         )  # fmt: skip
 
 

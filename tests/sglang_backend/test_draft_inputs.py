@@ -50,13 +50,12 @@ def test_rows_after_verify(k, data):
         for r in range(width):
             at, real, used = i * width + r, r < a, r < a + k - 1
             inside = used and length + r < 20
-            assert rows.is_mask[at] == (used and not real) and rows.is_padding[at] != used
             assert rows.input_ids[at] == (chosen[i * (verified + 1) + r] if real else MASK)
             assert rows.source[at] == (i * (verified + 1) + r if real else MASK_ROW)
             assert rows.positions[at] == (length + r if used else 0)
             assert rows.kv_slots[at] == (table[owners[i], length + r] if inside else PADDING_KV_SLOT)
         assert rows.select_index[i * k : (i + 1) * k].tolist() == [i * width + a - 1 + j for j in range(k)]
-    assert rows.is_padding[bs * width :].all() and (rows.kv_slots[bs * width :] == PADDING_KV_SLOT).all()
+    assert (rows.source[bs * width :] == MASK_ROW).all() and (rows.kv_slots[bs * width :] == PADDING_KV_SLOT).all()
     assert (rows.select_index < padded * width).all()
     nothing = [0] * (padded - bs)  # a padded request: its own rows in row 0, whose every entry is the padding slot
     assert rows.ends.tolist() == [n + width for n in lengths + nothing]
