@@ -22,7 +22,7 @@ from peagle_core.correction import Correction, Told
 from peagle_core.draft_vocabulary import draft_ids, draft_vocab_ids
 from peagle_core.hidden_state_designs import make_design
 from peagle_core.loss import Copied
-from peagle_core.told import NONE, TOKENS
+from peagle_core.told import NONE, TOKENS, outright
 
 # (layer index, q [N,h,D], k [N,hk,D], v [N,hk,D]) -> [N,h,D]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -205,8 +205,24 @@ class PEagleDrafter(nn.Module):
         """Look up what rows are told. told: int64[..., TOLD]."""
         tokens, match = told[..., :TOKENS], told[..., -1]
         embeddings = self.embed_tokens(tokens.clamp(min=0)) * (tokens != NONE)[..., None]
-        draft_of = draft_ids(draft_vocab_ids(self.d2t), self.config.vocab_size)
-        return Told(embeddings, match, draft_of[tokens[..., -1]])
+        return Told(embeddings, match, self._draft_id(tokens[..., -1]))
+
+    def _draft_id(self, token_ids: Tensor) -> Tensor:
+        """Return the draft ids of target ids or NONE, NONE where there is none."""
+        return draft_ids(draft_vocab_ids(self.d2t), self.config.vocab_size)[token_ids]
+
+    def outright(self, told: Tensor) -> Tensor:
+        """Return bool[...]: rows whose draft is the token found (`told.outright`). told: int64[..., TOLD]."""
+        found, match = told[..., TOKENS - 1], told[..., -1]
+        return outright(found, match, self._draft_id(found))
+
+    def chosen(self, logits: Tensor, told: Tensor | None) -> Tensor:
+        """Return the drafts of rows, int64[...], target ids: the argmax, or the token found, drafted outright.
+
+        logits: [..., draft_vocab_size], corrected; told: as in `corrected_logits`.
+        """
+        best = self.target_ids(logits.argmax(-1))
+        return best if told is None else torch.where(self.outright(told), told[..., TOKENS - 1], best)
 
     def target_ids(self, draft_ids: Tensor) -> Tensor:
         """Map draft vocabulary ids to target vocabulary ids."""

@@ -86,18 +86,19 @@ def draft_states(
 
 @torch.no_grad()
 def choose_drafts(drafter: PEagleDrafter, states: Tensor, text: Tensor) -> Tensor:
-    """Return the drafts of one pass, the argmax of each row: int64[K] ids of the target's vocabulary.
+    """Return the drafts of one pass, `drafter.chosen` of each row: int64[K] ids of the target's vocabulary.
 
     With a correction a row after the other, for each is corrected by the drafts before it. states: [K, H] of
     `draft_states`; text: int64[n + 1], all tokens before draft 1.
     """
     logits = drafter.corrected_logits(states, None)
     if drafter.correction is None:
-        return drafter.target_ids(logits.argmax(-1))
-    told, drafts = ToldWhileDrafting(text), []
+        return drafter.chosen(logits, None)
+    chain, drafts = ToldWhileDrafting(text), []
     for of_pass, row in zip(logits, states, strict=True):
-        drafts.append(drafter.target_ids(drafter.correct(of_pass, row, told()).argmax(-1)))
-        told.follow(drafts[-1])
+        told = chain()
+        drafts.append(drafter.chosen(drafter.correct(of_pass, row, told), told))
+        chain.follow(drafts[-1])
     return torch.stack(drafts)
 
 
@@ -107,7 +108,12 @@ def chain_logits(drafter: PEagleDrafter, states: Tensor, text: Tensor, drafts: T
 
     states, text: as in `choose_drafts`; drafts: int64[K].
     """
-    return drafter.corrected_logits(states, told_of_chain(text, torch.cat([text[-1:], drafts[:-1]])))
+    return drafter.corrected_logits(states, told_of_drafts(drafter, text, drafts))
+
+
+def told_of_drafts(drafter: PEagleDrafter, text: Tensor, drafts: Tensor) -> Tensor | None:
+    """Return what the rows that these drafts come from are told, int64[K, TOLD]; None without a correction."""
+    return None if drafter.correction is None else told_of_chain(text, torch.cat([text[-1:], drafts[:-1]]))
 
 
 @torch.no_grad()

@@ -6,6 +6,9 @@ the verified text before: found is the token behind the longest match, of equall
 long it is, in doublings: 0 for none, m where at least 2^(m-1) tokens are the same, `LONGEST` at most. Names, numbers
 and phrases that a text repeats are found so, and the longer the match, the surer that it goes on as before.
 
+A draft vocabulary gives some tokens no logit. Where one of those is found behind a match of two tokens or more, it is
+drafted outright, whatever the logits say (`outright`).
+
 The first token of a text is left out of the search (a server's drafter never reads it), and so is what lies more than
 `REACH` tokens back.
 """
@@ -23,6 +26,16 @@ MATCHES = 6
 LONGEST = 2 ** (MATCHES - 1)
 REACH = 4096  # no less than LONGEST
 NONE = -1  # in the place of a token that there is not
+SURE = 2  # a match that is relied upon: two tokens or more
+
+
+def outright(found: Tensor, match: Tensor, draft_id: Tensor) -> Tensor:
+    """Return bool[...]: where the token found is the draft, for it has no logit and the match is long enough.
+
+    found, match: int64[...], as a row is told; draft_id: int64[...], that of the token found, NONE outside of the draft
+    vocabulary.
+    """
+    return (draft_id == NONE) & (found != NONE) & (match >= SURE)
 
 
 class Matches:

@@ -25,10 +25,17 @@ def least_confidence(spec) -> float | None:
         return json.load(file).get(KEY)
 
 
-def confidences(logits: Tensor) -> Tensor:
-    """Return the confidence of each draft, float32[bs, K]. logits: [bs, K, V_d], each draft their argmax."""
+def confidences(logits: Tensor, outright: Tensor | None = None) -> Tensor:
+    """Return the confidence of each draft, float32[bs, K].
+
+    logits: [bs, K, V_d], each draft their argmax, but where outright, bool[bs, K], has it from elsewhere: there no
+    probability is known, and the draft counts as likely as those before it.
+    """
     logits = logits.float()
-    return (logits.amax(-1) - logits.logsumexp(-1)).cumsum(1).exp()
+    certainty = logits.amax(-1) - logits.logsumexp(-1)
+    if outright is not None:
+        certainty = certainty.masked_fill(outright, 0)
+    return certainty.cumsum(1).exp()
 
 
 class ConfidentSteps(AdaptiveSpeculativeParams):

@@ -32,6 +32,14 @@ class DraftDistributions:
         columns = torch.arange(size, device=probs.device) if draft_to_target is None else draft_to_target
         self.probs[requests[:, None, None], slots[:, None], columns] = probs
 
+    def be_certain(self, requests: Tensor, drafts: Tensor, outright: Tensor) -> None:
+        """Give drafts that were not drawn, and whose q was written as 0, the probability 1.
+
+        requests: int64[bs]; drafts: int64[bs, k]; outright: bool[bs, k], which of them.
+        """
+        place = requests[:, None], torch.arange(drafts.shape[1], device=drafts.device), drafts
+        self.probs[place] = torch.where(outright, 1.0, self.probs[place])
+
     def read(self, requests: Tensor, drafts: Tensor, greedy: Tensor | None) -> Tensor:
         """Return float32[bs, k, V], what the drafts int64[bs, k] of these requests are verified with.
 

@@ -63,10 +63,7 @@ class DecodeRows(DraftRows):
     @classmethod
     def allocate(cls, bs: int, num_draft_tokens: int, device: torch.device | str) -> DecodeRows:
         return cls(
-            *[
-                torch.empty(n, dtype=torch.int64, device=device)
-                for n in cls.sizes(bs, num_draft_tokens).values()
-            ]
+            *[torch.empty(n, dtype=torch.int64, device=device) for n in cls.sizes(bs, num_draft_tokens).values()]
         )
 
     @classmethod

@@ -203,15 +203,18 @@ class DrafterPass(EagleDraftWorker):
             proposal = proposals.Proposal(drafts)
         else:
             proposal = proposals.propose_greedy(by_request, self.hot_token_id, chain)
-        certainty = confidences(by_request) if self.by_confidence else self.certain  # a chain has corrected the logits
-        if self.recorder is not None:
-            self.recorder.record([r.rid for r in batch.reqs], lengths + 1, proposal.token_ids, logits)
-        # SGLang's relay buffers have one width; where K is to rise, the tokens missing are drafted as 0 for one step.
-        ids = proposal.token_ids
-        if missing := self.relay_width - self.num_drafts:  # padding by nothing would copy
-            ids = F.pad(ids, (0, missing))
+        ids, certainty, model = proposal.token_ids, self.certain, self.draft_runner.model
+        if self.by_confidence:  # a chain has corrected the logits
+            certainty = confidences(by_request, model.drafted_outright(ids))
         if proposal.probs is not None:
             self.distributions.write(batch.req_pool_indices, proposal.probs, self.hot_token_id)
+            if (outright := model.drafted_outright(ids)) is not None:
+                self.distributions.be_certain(batch.req_pool_indices, ids, outright)
+        if self.recorder is not None:
+            self.recorder.record([r.rid for r in batch.reqs], lengths + 1, ids, logits)
+        # SGLang's relay buffers have one width; where K is to rise, the tokens missing are drafted as 0 for one step.
+        if missing := self.relay_width - self.num_drafts:  # padding by nothing would copy
+            ids = F.pad(ids, (0, missing))
         draft_input.topk_index, draft_input.draft_probs = ids, None
         draft_input.topk_p = certainty.expand(ids.shape)
         draft_input.hidden_states = None

@@ -7,7 +7,8 @@ is the same whatever was drawn at the slots before it: exactly what verification
 
 A head with a correction (`peagle_core.correction`) chooses its drafts one after the other, in the same pass's logits:
 each row gets what the drafts before it add. Then q is that of the corrected row, given these drafts; a draft is
-verified only where they stand, so this is what verification wants, too.
+verified only where they stand, so this is what verification wants, too. What it drafts outright (`peagle_core.told`) is
+not drawn: its q is certain of it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ from peagle_core.told import RECENT, Matches
 
 @dataclass(frozen=True)
 class Proposal:
-    """token_ids: int64[bs, K], target ids; probs: float32[bs, K, V_d], what they were drawn from, None if argmax."""
+    """token_ids: int64[bs, K], target ids; probs: float32[bs, K, V_d], what they were drawn from, None if argmax.
+
+    Of a draft that was not drawn but drafted outright, probs are zero.
+    """
 
     token_ids: Tensor
     probs: Tensor | None = None
@@ -38,7 +42,9 @@ class Corrected(Protocol):
 
     def embedded(self, token_ids: Tensor) -> Tensor: ...
 
-    def correct(self, logits: Tensor, state: Tensor, told: Sequence[Tensor], found: Tensor, match: Tensor) -> None: ...
+    def correct(
+        self, logits: Tensor, state: Tensor, told: Sequence[Tensor], found: Tensor, match: Tensor
+    ) -> Tensor | None: ...
 
 
 class Chain:
@@ -55,6 +61,8 @@ class Chain:
         """
         self.model, self.states, self.text, self.share = model, states, text, share
         self.matches = Matches(text)
+        self.found = text[:, -1]  # of the row corrected last, as is where it is drafted outright
+        self.outright: Tensor | None = None
         # Of the last tokens so far, newest first, what the correction reads
         self.recent = deque([states.new_zeros(len(states), states.shape[-1])] * RECENT, maxlen=RECENT)
 
@@ -65,10 +73,16 @@ class Chain:
         """
         if drafts:
             self.matches.follow(drafts[-1])
-        found, match = self.matches.best()
-        newest, of_found = self.model.embedded(torch.cat([drafts[-1] if drafts else self.text[:, -1], found])).chunk(2)
+        self.found, match = self.matches.best()
+        newest = drafts[-1] if drafts else self.text[:, -1]
+        newest, of_found = self.model.embedded(torch.cat([newest, self.found])).chunk(2)
         self.recent.appendleft(newest)
-        self.model.correct(row, self.states[:, len(drafts)], [*self.recent, of_found], found, match)
+        told = [*self.recent, of_found]
+        self.outright = self.model.correct(row, self.states[:, len(drafts)], told, self.found, match)
+
+    def settle(self, drafts: Tensor) -> Tensor:
+        """Return the drafts of the row corrected last: these, int64[bs], or what is drafted outright."""
+        return drafts if self.outright is None else torch.where(self.outright, self.found, drafts)
 
 
 def propose_greedy(logits: Tensor, draft_to_target: Tensor | None, chain: Chain | None = None) -> Proposal:
@@ -81,7 +95,7 @@ def propose_greedy(logits: Tensor, draft_to_target: Tensor | None, chain: Chain 
     drafts: list[Tensor] = []
     for row in logits.unbind(1):
         chain.correct(row, drafts)
-        drafts.append(_target_ids(_argmax(row), draft_to_target))
+        drafts.append(chain.settle(_target_ids(_argmax(row), draft_to_target)))
     return Proposal(torch.stack(drafts, 1))
 
 
@@ -130,6 +144,9 @@ def _draw_in_turn(
         )
         drafts = _target_ids(token[:, 0], draft_to_target)
         if chain is not None:
+            drafts = chain.settle(drafts)
+            if chain.outright is not None:
+                q = q.masked_fill(chain.outright[:, None], 0)
             chain.share(drafts)
         ids.append(drafts)
         probs.append(q)

@@ -51,8 +51,16 @@ def charged_elements(elements: Elements, batch: Batch, target_head: Tensor, d2t:
     if len(d2t) == len(target_head):
         return charged
     in_vocab = membership(draft_vocab_ids(d2t), len(target_head))
-    slot, row_of = (elements.position[charged] + 1).unique(return_inverse=True)
+    charged[charged.clone()] = in_vocab[target_top1(elements[charged], batch, target_head)]
+    return charged
+
+
+def target_top1(elements: Elements, batch: Batch, target_head: Tensor) -> Tensor:
+    """Return the token that the target finds likeliest where each element predicts one, int64[N], of all tokens.
+
+    target_head: [V, H_t].
+    """
+    slot, row_of = (elements.position + 1).unique(return_inverse=True)
     states = batch.final_hidden[slot].split(CHUNK_ROWS)
     top = torch.cat([(x @ target_head.to(x.dtype).T).argmax(-1) for x in states]) if len(slot) else slot
-    charged[charged.clone()] = in_vocab[top][row_of]
-    return charged
+    return top[row_of]

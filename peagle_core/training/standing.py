@@ -7,7 +7,9 @@ from torch import Tensor
 
 from peagle_core.cod import sample_elements
 from peagle_core.drafter import PEagleDrafter
-from peagle_core.training.batch import Batch, charged_elements
+from peagle_core.elements import supervised
+from peagle_core.told import TOKENS
+from peagle_core.training.batch import Batch, charged_elements, target_top1
 from peagle_core.training.loss_and_backward import run_step
 from peagle_core.training.options import StepOptions
 
@@ -26,6 +28,12 @@ def standing_drafts(
     elements = sample_elements(batch.loss_mask, batch.doc_ids, num_draft_tokens, 1.0).to(batch.input_ids.device)
     charged = charged_elements(elements, batch, target_head, drafter.d2t)
     step = run_step(drafter, batch, elements, charged, target_head, denominator=0.0, options=options)
+    elements, is_right = step.elements, step.right
+    if step.told is not None:  # what is drafted outright is in no logit
+        told = step.told(elements.anchor, elements.depth)
+        outright = drafter.outright(told) & supervised(elements, batch.loss_mask, batch.doc_ids)
+        top = target_top1(elements[outright], batch, target_head)
+        is_right[outright] = told[outright, TOKENS - 1] == top
     right = torch.zeros(len(batch.input_ids), num_draft_tokens, dtype=torch.int64, device=batch.input_ids.device)
-    right[step.elements.anchor, step.elements.depth] = step.right.long()
+    right[elements.anchor, elements.depth] = is_right.long()
     return right.cumprod(1).sum(1)

@@ -6,7 +6,6 @@ the size of the buffer it goes to, so a kernel may be given buffers for more, or
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

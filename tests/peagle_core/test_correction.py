@@ -23,7 +23,14 @@ from peagle_core.elements import Elements
 from peagle_core.errors import InputError
 from peagle_core.generate import chain_logits, choose_drafts, speculate
 from peagle_core.told import MATCHES, NONE, TOKENS, ToldInTraining, told_of_chain
-from peagle_core.training import Batch, StepOptions, activation_costs, charged_elements, forward_elements
+from peagle_core.training import (
+    Batch,
+    StepOptions,
+    activation_costs,
+    charged_elements,
+    forward_elements,
+    standing_drafts,
+)
 
 RANK, K = 5, 5
 PACKED = ("uAAAAAAAAA", "uuAAAAAAA")
@@ -135,6 +142,39 @@ def test_every_draft_follows_those_before_it():
     assert drafts.tolist() != drafter.target_ids(drafter.lm_head(states).argmax(-1)).tolist()
     firsts = {int(choose_drafts(drafter, states, torch.tensor([5, x]))[0]) for x in range(config.vocab_size)}
     assert len(firsts) > 5
+
+
+def test_a_token_without_a_logit_is_drafted_outright():
+    """Where the text goes on with it behind the last two tokens; the drafts behind it follow it."""
+    drafter = tiny_drafter(tiny_config(draft_vocab_size=20, correction_rank=RANK))
+    outside, other = [t for t in range(50) if t not in draft_vocab_ids(drafter.d2t)][:2]
+    states, text = torch.randn(3, drafter.config.hidden_size, dtype=torch.float64), [1, 3, 6, outside, other, 9, 3, 6]
+    drafts = choose_drafts(drafter, states, torch.tensor(text)).tolist()
+    assert drafts[:2] == [outside, other] and drafts[2] in draft_vocab_ids(drafter.d2t)
+    for changed in ([1, 3, 7, *text[3:]], [*text[:3], 9, *text[4:]]):  # one token the same, and what has a logit
+        assert choose_drafts(drafter, states, torch.tensor(changed))[0] in draft_vocab_ids(drafter.d2t)
+    with_all = tiny_drafter(tiny_config(correction_rank=RANK))
+    assert not with_all.outright(told_of_chain(torch.tensor(text), torch.tensor(text[-1:]))).any()
+
+
+def test_drafts_that_stand_are_the_loops_those_without_a_logit_among_them():
+    """On a text whose every token is the target's choice, and which repeats tokens outside of the draft vocabulary."""
+    config = tiny_config(draft_vocab_size=20, correction_rank=RANK)
+    drafter = tiny_drafter(config, scale=1.5)
+    packed = stream("A" * 40)
+    batch, head = random_batch(config, *packed)
+    text = torch.tensor([4, 1, 3, 6, 10, 11, 13, 3, 6] * 5)[:40]
+    head = torch.nn.functional.normalize(head, dim=-1)  # so that the likeliest token of a row of it is its own
+    batch = replace(batch, input_ids=text, final_hidden=torch.cat([head[text[1:]], head[:1]]))
+    standing = standing_drafts(drafter, batch, 4, head, StepOptions()).tolist()
+    loop, without_logit = serving_states(drafter, batch, 0, 40, [1] * 39), 0
+    inside = draft_vocab_ids(drafter.d2t)
+    for anchor in range(34):
+        drafts = choose_drafts(drafter, loop[anchor][:4], text[: anchor + 2])
+        stands = (drafts == text[anchor + 2 : anchor + 6]).long().cumprod(0).bool()
+        assert standing[anchor] == stands.sum(), anchor
+        without_logit += int((~torch.isin(drafts[stands], inside)).sum())
+    assert without_logit > 20
 
 
 def test_any_correction_leaves_the_output_alone(tiny_target):

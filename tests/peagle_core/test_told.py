@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peagle_core import told
-from peagle_core.told import LONGEST, MATCHES, NONE, RECENT, Matches, ToldInTraining, told_of_chain
+from peagle_core.told import LONGEST, MATCHES, NONE, RECENT, Matches, ToldInTraining, outright, told_of_chain
 
 
 def by_hand(text: list[int], chain: list[int], reach: int) -> list[int]:
@@ -73,3 +73,10 @@ def test_the_longer_match_wins_and_among_equals_the_later():
         2,
     ]  # 3 tokens: at least 2
     assert [int(t) for t in Matches(torch.tensor([[b, c, x, b, c, y, a, b, c]])).best()] == [y, 2]
+
+
+def test_what_is_drafted_outright():
+    """Found behind two tokens or more, and without a logit."""
+    found, match = torch.tensor([7, 7, 7, NONE, 7]), torch.tensor([2, 5, 1, 0, 6])
+    draft_id = torch.tensor([NONE, NONE, NONE, NONE, 3])
+    assert outright(found, match, draft_id).tolist() == [True, True, False, False, False]

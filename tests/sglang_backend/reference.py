@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from peagle_core.drafter import PEagleDrafter
+from peagle_core.generate import told_of_drafts
 from tools.bench.parity.compare import recorded_passes, reference_logits
 from tools.server import Server, ask_all
 
@@ -30,6 +31,6 @@ def check_drafts(
         assert len(drawn.drafts) == num_draft_tokens
         reference = reference_logits(target, drafter, ids, drawn.drafts)
         torch.testing.assert_close(drawn.logits, reference, atol=tolerance, rtol=tolerance)
-        assert torch.equal(drawn.drafts, drafter.target_ids(reference.argmax(-1)))
+        assert torch.equal(drawn.drafts, drafter.chosen(reference, told_of_drafts(drafter, ids, drawn.drafts)))
         compared.append(ids)
     return compared

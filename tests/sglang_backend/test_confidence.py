@@ -29,6 +29,8 @@ def arguments(path: str, **changes) -> SimpleNamespace:
 def test_confidence_is_that_a_draft_and_all_before_it_stand():
     probs = torch.tensor([[[0.6, 0.4], [0.1, 0.9]], [[0.5, 0.5], [1.0, 0.0]]])
     torch.testing.assert_close(confidences(probs.log() + 3), torch.tensor([[0.6, 0.54], [0.5, 0.5]]))
+    outright = torch.tensor([[True, False], [False, True]])
+    torch.testing.assert_close(confidences(probs.log() + 3, outright), torch.tensor([[1.0, 0.9], [0.5, 0.5]]))
 
 
 @pytest.mark.parametrize("confidence, requests, steps", [

@@ -15,8 +15,8 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
 from peagle_core.correction import Told
 from peagle_core.draft_vocabulary import draft_ids, draft_vocab_ids
-from peagle_core.generate import chain_logits, choose_drafts
-from peagle_core.told import NONE
+from peagle_core.generate import chain_logits, choose_drafts, told_of_drafts
+from peagle_core.told import NONE, outright
 from sglang_backend import drafter_pass, proposals
 from sglang_backend.cpu.torch_kernels import verify_sampling
 from sglang_backend.draft_distributions import DraftDistributions
@@ -44,13 +44,14 @@ def served(drafter) -> SimpleNamespace:
     table = draft_ids(draft_vocab_ids(drafter.d2t), drafter.config.vocab_size)
 
     def correct(logits, normed, told, found, match):
-        told = Told(torch.stack(told, 1), match, table[found])
-        logits.copy_(drafter.correction(logits, normed, told))
+        draft_id = table[found]
+        logits.copy_(drafter.correction(logits, normed, Told(torch.stack(told, 1), match, draft_id)))
+        return outright(found, match, draft_id)
 
     def embedded(ids):
         return drafter.embed_tokens(ids.clamp(min=0)) * (ids != NONE)[:, None]
 
-    return SimpleNamespace(correct=correct, embedded=embedded)
+    return SimpleNamespace(correct=correct, embedded=embedded, drafted_outright=lambda ids: table[ids] == NONE)
 
 
 def texts(vocab: int = 6) -> torch.Tensor:
@@ -89,6 +90,8 @@ def test_greedy_drafts_are_the_reference_loops(drafter, sampled):
         found = propose_greedy(logits, to_target, chain)
     assert torch.equal(found.token_ids, expected)
     torch.testing.assert_close(logits, corrected)  # what is recorded of a pass
+    is_outright = ~torch.isin(expected, to_target)
+    assert is_outright.any() and not is_outright.all(), "texts of this test repeat tokens that have no logit, too"
 
 
 @torch.no_grad()
@@ -98,26 +101,38 @@ def test_each_distribution_is_that_of_the_corrected_row(drafter):
     chain = Chain(served(drafter), states, text)
     found = propose_sampled(drafter.lm_head(states), to_target, sampling_info(BS), torch.arange(BS), chain)
     corrected = chain_logits_of_all(drafter, states, text, found.token_ids)
-    torch.testing.assert_close(found.probs, (corrected / 0.7).softmax(-1))
-    assert torch.isin(found.token_ids, to_target).all()
+    drawn = torch.isin(found.token_ids, to_target)
+    assert drawn.sum() > BS and not drawn.all()
+    torch.testing.assert_close(found.probs, (corrected / 0.7).softmax(-1) * drawn[..., None])
 
 
 @torch.no_grad()
 def test_verification_gives_the_targets_distribution():
-    """Two drafts over 3 of 6 tokens, the second far from independent of the first: both tokens are the target's."""
+    """Two drafts over 3 of 6 tokens, the second far from independent of the first: both tokens are the target's.
+
+    In one request of three both drafts are a fourth token, found in its text and drafted outright.
+    """
     bs, vocab = 60_000, 6
     to_target = torch.tensor([0, 2, 5])
     first, second = torch.tensor([0.3, 0.2, 0.25, 0.1, 0.05, 0.1]), torch.tensor([0.1, 0.3, 0.2, 0.05, 0.05, 0.3])
     logits = torch.tensor([[0.5, 1.0, -1.0], [0.2, 0.0, 0.4]]).repeat(bs, 1, 1)
     table = torch.zeros(vocab, 3)
     table[to_target] = torch.tensor([[3.0, 0.0, -2.0], [-2.0, 1.0, 1.0], [0.0, -3.0, 2.0]])
-    by_table = SimpleNamespace(
-        correct=lambda row, _, told, found, match: row.add_(told[0]), embedded=lambda ids: table[ids]
-    )
-    chain = Chain(by_table, torch.zeros(bs, 2, 0), torch.full((bs, 3), 1))
+    draft_id = draft_ids(to_target, vocab)
+
+    def correct(row, _, told, found, match):
+        row += told[0]
+        return outright(found, match, draft_id[found])
+
+    text = torch.tensor([[1, 1, 1], [3, 4, 1], [3, 1, 4]]).repeat(bs // 3, 1)
+    by_table = SimpleNamespace(correct=correct, embedded=lambda ids: table[ids])
+    chain = Chain(by_table, torch.zeros(bs, 2, 0), text)
     proposal = propose_sampled(logits, to_target, sampling_info(bs), torch.arange(bs), chain)
+    assert (proposal.token_ids == 1).sum(1).bincount().tolist() == [bs * 2 // 3, 0, bs // 3]
     distributions = DraftDistributions(bs, 2, vocab, "cpu")
     distributions.write(torch.arange(bs), proposal.probs, to_target)
+    distributions.be_certain(torch.arange(bs), proposal.token_ids, draft_id[proposal.token_ids] == NONE)
+    assert torch.allclose(distributions.probs.sum(-1), torch.ones(bs, 2))
     nodes = torch.arange(bs * 3).view(bs, 3)
     predicts, accept_index = torch.zeros(bs * 3, dtype=torch.int32), torch.full((bs, 3), -1, dtype=torch.int32)
     stood = torch.zeros(bs, dtype=torch.int32)
@@ -130,7 +145,7 @@ def test_verification_gives_the_targets_distribution():
     )  # fmt: skip
     tokens = predicts.view(bs, 3).long()
     assert p_value(tokens[:, 0].bincount(minlength=vocab), first) > 1e-3
-    for token in to_target.tolist():  # the second, whatever the first was
+    for token in (1, *to_target.tolist()):  # the second, whatever the first was
         after = tokens[(stood >= 1) & (tokens[:, 0] == token), 1]
         assert len(after) > 1000
         assert p_value(after.bincount(minlength=vocab), second) > 1e-3
@@ -172,6 +187,8 @@ def test_all_ranks_verify_the_first_ranks_draws_with_its_distributions(drafter, 
     assert torch.equal(draft_input.topk_index, theirs.T)
     ids = drafter.target_ids(torch.arange(20))
     expected = (chain_logits_of_all(drafter, states, text, draft_input.topk_index) / 0.7).softmax(-1)
+    told = [told_of_drafts(drafter, row[row != NONE], drafts) for row, drafts in zip(text, theirs.T, strict=True)]
+    expected[drafter.outright(torch.stack(told))] = 0  # certain of another token
     torch.testing.assert_close(made.distributions.probs[requests][..., ids], expected)
 
 

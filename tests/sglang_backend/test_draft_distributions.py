@@ -77,7 +77,7 @@ def test_a_batch_touches_distributions_only_if_some_request_samples(monkeypatch,
     worker.speculative_num_steps = worker.relay_width = K
     worker.samples_drafts, worker.hot_token_id, worker.recorder, worker.certain = True, None, None, torch.ones(1)
     worker.distributions, worker.counters = DraftDistributions(REQUESTS, K, V, "cpu"), Counters()
-    worker.draft_runner = SimpleNamespace(model=SimpleNamespace(correction=None))
+    worker.draft_runner = SimpleNamespace(model=SimpleNamespace(correction=None, drafted_outright=lambda _: None))
     worker.target_worker = worker.tree_mask_mode = worker.device = None
     worker._topk1_parents_prealloc = worker._topk1_score_indices_prealloc = torch.zeros(REQUESTS, 1)
     for name in ("write", "read"):

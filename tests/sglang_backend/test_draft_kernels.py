@@ -62,9 +62,7 @@ def guarded(rows: int, drafts: int, requests: int) -> tuple[DecodeRows, DecodeRo
     """(buffers of these sizes, the same with canaries behind them in memory)."""
     special = {"select_index": drafts, "ends": requests, "owners": requests}
     sizes = {field.name: special.get(field.name, rows) for field in fields(DecodeRows)}
-    wide = DecodeRows(
-        **{name: torch.full((n + 64,), CANARY) for name, n in sizes.items()}
-    )
+    wide = DecodeRows(**{name: torch.full((n + 64,), CANARY) for name, n in sizes.items()})
     return DecodeRows(*[getattr(wide, name)[:n] for name, n in sizes.items()]), wide
 
 

@@ -114,16 +114,21 @@ def test_what_it_adds_is_the_reference_loops(causal_lm, tmp_path):
     causal_lm.unknown_ids = True
     unknown, mask = 10**6, causal_lm.head.mask_token_id
     drafted, other = stored.target_ids(torch.arange(3)).tolist(), stored.config.vocab_size - 1
-    assert other not in stored.target_ids(torch.arange(stored.config.draft_vocab_size)).tolist()
+    all_drafted = stored.target_ids(torch.arange(stored.config.draft_vocab_size)).tolist()
+    assert other not in all_drafted
+    assert causal_lm.drafted_outright(torch.tensor([[drafted[2], other], [unknown, 0]])).tolist() == [
+        [False, True], [True, 0 not in all_drafted]]  # fmt: skip
     for served, told in (
         ([4, NONE, NONE, NONE, 0], [4, NONE, NONE, NONE, 0]), ([9, 2, 5, drafted[2], 3], [9, 2, 5, drafted[2], 3]),
-        ([9, 2, 5, other, 6], [9, 2, 5, other, 6]), ([unknown, 3, NONE, unknown, 1], [mask, 3, NONE, mask, 1]),
+        ([9, 2, 5, other, 6], [9, 2, 5, other, 6]), ([9, 2, 5, other, 1], [9, 2, 5, other, 1]),
+        ([unknown, 3, NONE, unknown, 1], [mask, 3, NONE, mask, 1]),
     ):  # fmt: skip
         normed = torch.randn(1, causal_lm.head.hidden_size)
         *recent, found, match = [torch.tensor([x]) for x in served]
         rows = causal_lm.embedded(torch.cat([*recent, found])).split(1)
         logits = stored.lm_head(normed)
-        causal_lm.correct(logits, normed, rows, found, match)
+        is_outright = causal_lm.correct(logits, normed, rows, found, match)
+        assert is_outright.tolist() == [int(found) != NONE and int(found) not in all_drafted and int(match) > 1]
         torch.testing.assert_close(logits, stored.corrected_logits(normed, torch.tensor([told])))
 
 

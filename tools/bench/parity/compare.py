@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from peagle_core.drafter import PEagleDrafter
-from peagle_core.generate import DraftCache, chain_logits, draft_states
+from peagle_core.generate import DraftCache, chain_logits, draft_states, told_of_drafts
 from peagle_core.target import run_target
 
 
@@ -85,7 +85,7 @@ class Compared:
     passes: compared ones, after_prefill of them after a prompt; by_k, by_batch: how many had which K and batch size;
     median, largest: relative distance of a pass's worst slot; drafts_equal: share of drafts that are the reference's;
     taken_back: passes left out because their tokens were, see `_standing`;
-    first: the first pass whose distance exceeds the limit or whose drafts are not the argmax of its own logits.
+    first: the first pass whose distance exceeds the limit or whose drafts do not follow from its own logits.
     """
 
     passes: int
@@ -129,16 +129,18 @@ def compare(
         is_prefill = drawn.known == prompt + 1
         slots = 1 if is_prefill and first_slot_alone else len(drawn.drafts)
         ids, aux = ids[: drawn.known], states[drawn.rid][: drawn.known - 1]
-        theirs = _drafted(drafter, ids, aux, drawn.drafts.to(device))[:slots]
-        ours = drawn.logits.to(device)[:slots]
-        expected, drafts = _best(drafter, theirs), drawn.drafts[:slots].tolist()
+        drafted = drawn.drafts.to(device)
+        theirs, ours = _drafted(drafter, ids, aux, drafted), drawn.logits.to(device)
+        told = told_of_drafts(drafter, ids, drafted)
+        expected, own = (drafter.chosen(logits, told)[:slots].tolist() for logits in (theirs, ours))
+        theirs, ours, drafts = theirs[:slots], ours[:slots], drawn.drafts[:slots].tolist()
         distances = ((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).tolist()
         worst.append(max(distances))
         equal.append(sum(a == b for a, b in zip(drafts, expected, strict=True)) / slots)
         by_k[len(drawn.drafts)] += 1
         by_batch[drawn.batch] += 1
         after_prefill += is_prefill
-        if first is None and (worst[-1] > limit or drafts != _best(drafter, ours)):
+        if first is None and (worst[-1] > limit or drafts != own):
             first = Difference(drawn.number, drawn.batch, drawn.rid, prompt, drawn.known, distances, drafts, expected)
     return Compared(
         passes=len(worst),
@@ -172,10 +174,6 @@ def _states(target: PreTrainedModel, drafter: PEagleDrafter, ids: Tensor) -> Ten
     """Return the target's aux states, [len(ids), 3H_t]."""
     aux_ids = drafter.config.aux_layer_ids_for(target.config.get_text_config().num_hidden_layers)
     return run_target(target, ids[None], aux_ids)[1][0]
-
-
-def _best(drafter: PEagleDrafter, logits: Tensor) -> list[int]:
-    return drafter.target_ids(logits.argmax(-1)).tolist()
 
 
 def _drafted(drafter: PEagleDrafter, ids: Tensor, aux: Tensor, drafts: Tensor) -> Tensor:
