@@ -29,10 +29,10 @@ from peagle_core.config import PEagleConfig
 from peagle_core.draft_vocabulary import draft_ids, draft_vocab_ids
 from peagle_core.head_directory import head_directory
 from peagle_core.tensors import SHARED
-from peagle_core.told import NONE, outright
+from peagle_core.told import NONE
 from sglang_backend.draft_inputs import hidden_rows
 from sglang_backend.rope import HeadRope
-from sglang_backend.served_correction import ServedCorrection
+from sglang_backend.served_correction import ServedCorrection, draft_ids_of
 from sglang_backend.texts import Texts
 
 STACKED = {  # checkpoint name -> (fused parameter, shard)
@@ -199,28 +199,17 @@ class PEagleForCausalLM(nn.Module):
         rows = self.correction.embed_norm(self.model.embed_tokens(self.known_ids(token_ids.clamp(min=0))))
         return rows * (token_ids != NONE)[:, None]
 
-    def correct(
-        self, logits: Tensor, state: Tensor, told: Sequence[Tensor], found: Tensor, match: Tensor
-    ) -> Tensor | None:
+    def correct(self, logits: Tensor, state: Tensor, told: Sequence[Tensor], found: Tensor, match: Tensor) -> Tensor:
         """Correct the logits of bs rows in place, see `ServedCorrection`. found: int64[bs], target ids or NONE.
 
-        Returns bool[bs], where found is drafted outright, whatever the logits are; None without a draft vocabulary.
+        Returns bool[bs]: where found is drafted outright, whatever the logits are.
         """
         assert self.correction is not None
-        draft_id = self.draft_id(found)
-        self.correction(logits, state, told, match, draft_id)
-        return None if self.draft_of is None else outright(found, match, draft_id)
-
-    def draft_id(self, token_ids: Tensor) -> Tensor:
-        """Return the draft ids of target ids or NONE, NONE where there is none: int64[...] -> int64[...]."""
-        size = self.head.vocab_size
-        if self.draft_of is None:
-            return torch.where(token_ids < size, token_ids, NONE)
-        return self.draft_of[token_ids.clamp(max=size)]  # NONE is its last entry, too
+        return self.correction(logits, state, told, found, match, self.draft_of, self.head.vocab_size)
 
     def drafted_outright(self, drafts: Tensor) -> Tensor | None:
-        """Return bool[...]: which of these drafts have no logit, target ids int64[...]; None where all have one."""
-        return None if self.correction is None or self.draft_of is None else self.draft_id(drafts) == NONE
+        """Return bool[...]: which of these drafts have no logit, target ids int64[...]; None without a correction."""
+        return None if self.correction is None else draft_ids_of(drafts, self.draft_of, self.head.vocab_size) == NONE
 
     def known_ids(self, token_ids: Tensor) -> Tensor:
         """Replace ids that the head's vocabulary has not by the mask token's."""

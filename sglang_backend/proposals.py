@@ -44,7 +44,7 @@ class Corrected(Protocol):
 
     def correct(
         self, logits: Tensor, state: Tensor, told: Sequence[Tensor], found: Tensor, match: Tensor
-    ) -> Tensor | None: ...
+    ) -> Tensor: ...
 
 
 class Chain:
@@ -60,9 +60,9 @@ class Chain:
         first rank's, in place.
         """
         self.model, self.states, self.text, self.share = model, states, text, share
-        self.matches = Matches(text)
-        self.found = text[:, -1]  # of the row corrected last, as is where it is drafted outright
-        self.outright: Tensor | None = None
+        self.matches = _matches(text)
+        # Of the row corrected last: the token found, and where it is the draft, whatever the logits are
+        self.found = self.outright = text[:, -1]
         # Of the last tokens so far, newest first, what the correction reads
         self.recent = deque([states.new_zeros(len(states), states.shape[-1])] * RECENT, maxlen=RECENT)
 
@@ -82,7 +82,16 @@ class Chain:
 
     def settle(self, drafts: Tensor) -> Tensor:
         """Return the drafts of the row corrected last: these, int64[bs], or what is drafted outright."""
-        return drafts if self.outright is None else torch.where(self.outright, self.found, drafts)
+        return torch.where(self.outright, self.found, drafts)
+
+
+def _matches(text: Tensor) -> Matches:
+    """Return what seeks the end of each chain in its text, int64[bs, W]; on a GPU in one launch a draft."""
+    if text.is_cuda:
+        from sglang_backend.kernels.chain import SoughtMatches
+
+        return SoughtMatches(text)
+    return Matches(text)
 
 
 def propose_greedy(logits: Tensor, draft_to_target: Tensor | None, chain: Chain | None = None) -> Proposal:
@@ -144,9 +153,7 @@ def _draw_in_turn(
         )
         drafts = _target_ids(token[:, 0], draft_to_target)
         if chain is not None:
-            drafts = chain.settle(drafts)
-            if chain.outright is not None:
-                q = q.masked_fill(chain.outright[:, None], 0)
+            drafts, q = chain.settle(drafts), q.masked_fill(chain.outright[:, None], 0)
             chain.share(drafts)
         ids.append(drafts)
         probs.append(q)

@@ -22,6 +22,7 @@ from sglang_backend.cpu.torch_kernels import verify_sampling
 from sglang_backend.draft_distributions import DraftDistributions
 from sglang_backend.drafter_pass import DrafterPass
 from sglang_backend.graphs import DraftGraphs
+from sglang_backend.kernels import chain as chain_kernels
 from sglang_backend.proposals import Chain, propose_greedy, propose_sampled
 from sglang_backend.texts import Texts
 
@@ -215,3 +216,18 @@ def test_without_a_correction_drafts_are_chosen_at_once(monkeypatch):
     logits = torch.randn(BS, K, 20)
     found = propose_sampled(logits, None, sampling_info(BS), torch.arange(BS))
     torch.testing.assert_close(found.probs, (logits / 0.7).softmax(-1))
+
+
+def test_a_gpu_seeks_in_one_launch(monkeypatch):
+    """The kernel itself: test_chain_kernels."""
+    sought = []
+    monkeypatch.setattr(chain_kernels, "SoughtMatches", sought.append)
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    text = texts()
+    Chain(SimpleNamespace(), torch.zeros(BS, K, 0), text.as_subclass(OnGpu))
+    assert len(sought) == 1 and torch.equal(sought[0], text)
+    Chain(SimpleNamespace(), torch.zeros(BS, K, 0), text)
+    assert len(sought) == 1

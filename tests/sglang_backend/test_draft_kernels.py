@@ -5,18 +5,15 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import tempfile
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from compiled import compiled, compiles
 from hypothesis import given
 from hypothesis import strategies as st
-from interpreter import INTERPRETED, interpreted, outside, run_under_the_interpreter
+from interpreter import interpreted, outside, run_under_the_interpreter
 
 triton = pytest.importorskip("triton")
 pytest.importorskip("sglang")
@@ -25,8 +22,6 @@ from peagle_core.errors import InputError  # noqa: E402
 from sglang_backend import kernel_check  # noqa: E402
 from sglang_backend.draft_inputs import DecodeRows, fill_rows, hidden_rows  # noqa: E402
 from sglang_backend.kernels import draft_rows  # noqa: E402
-
-compiled = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels do not compile")
 
 MASK, TABLE_WIDTH, CANARY = 999, 24, -77
 
@@ -130,6 +125,8 @@ def test_the_check_of_a_gpu_runs_every_kernel(monkeypatch):
     """`tools.bench parity` before its first server; SGLang's argmax is among them. And it sees a wrong row."""
     monkeypatch.setattr(kernel_check, "VOCABULARIES", (300,))
     monkeypatch.setattr(kernel_check, "WIDTHS", (33,))
+    monkeypatch.setattr(kernel_check, "CHAINS", [(2, 70)])
+    monkeypatch.setattr(kernel_check, "DRAFT_VOCABULARY", 40)
     batches = [(3, 2, 1), (1, 1, 0)]
     assert kernel_check.check_kernels(torch.device("cpu"), batches).startswith("kernels: ok: rows of 2 batches")
     monkeypatch.setattr(draft_rows, "expand", lambda out, **batch: fill_rows(out, **batch) or out.ends.add_(1))
@@ -140,7 +137,6 @@ def test_the_check_of_a_gpu_runs_every_kernel(monkeypatch):
 TYPES = """
 *i32 TABLE ACCEPTED NEXT_TOKENS
 *i64 LENGTHS REQUESTS INPUT_IDS POSITIONS KV_SLOTS SOURCE SELECT ENDS OWNERS
-*u8 IS_MASK IS_PADDING
 *bf16 STATES MASK_STATE OUT
 i32 num_requests num_verified table_width mask_token_id num_rows num_selected num_ends num_states width
 """
@@ -153,32 +149,4 @@ KERNELS = [
 @pytest.mark.parametrize("capability", [90, 100])
 @pytest.mark.parametrize(("name", "constants"), KERNELS)
 def test_it_compiles(name, constants, capability, record_property):
-    """With a server's types for Hopper and Blackwell, down to machine code; no GPU is needed.
-
-    (see tests/peagle_core/test_kernels_compile.py) Nothing may be spilled, as far as the machine code tells.
-    """
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    types = {arg: line.split()[0] for line in TYPES.strip().splitlines() for arg in line.split()[1:]}
-    kernel = getattr(draft_rows, name)
-    signature = {arg: "constexpr" if arg in constants else types[arg] for arg in kernel.arg_names}
-    values = {(kernel.arg_names.index(arg),): value for arg, value in constants.items()}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=values)
-    assembly = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm
-    assert len(assembly["cubin"]) > 0
-    resources = resource_usage(assembly["cubin"])
-    record_property("resources", resources)
-    assert resources is None or resources["STACK"] == resources["LOCAL"] == 0
-
-
-def resource_usage(cubin: bytes) -> dict[str, int] | None:
-    """Registers, and bytes of stack and local memory, which hold what is spilled; None where nobody can tell."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    if not tool.is_file():
-        return None
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        done = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True)
-    return {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", done.stdout)} or None
+    compiles(getattr(draft_rows, name), TYPES, constants, capability, record_property)

@@ -18,7 +18,9 @@ from sglang.srt.runtime_context import get_context, get_parallel
 
 from peagle_core.checkpoint import load_drafter
 from peagle_core.draft_vocabulary import offsets
-from peagle_core.told import NONE
+from peagle_core.told import NONE, TOKENS
+from sglang_backend.kernels import chain
+from sglang_backend.served_correction import correct_logits
 
 ROWS, K, LAYERS = 14, 3, 3
 
@@ -130,6 +132,24 @@ def test_what_it_adds_is_the_reference_loops(causal_lm, tmp_path):
         is_outright = causal_lm.correct(logits, normed, rows, found, match)
         assert is_outright.tolist() == [int(found) != NONE and int(found) not in all_drafted and int(match) > 1]
         torch.testing.assert_close(logits, stored.corrected_logits(normed, torch.tensor([told])))
+
+
+@torch.no_grad()
+def test_a_gpu_corrects_logits_in_one_launch(causal_lm, monkeypatch):
+    """With what the kernel takes, which has the arguments of the reference. The kernel itself: test_chain_kernels."""
+    calls = []
+    monkeypatch.setattr(chain, "correct", lambda *case: calls.append(case) or correct_logits(*case))
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    width, found, match = causal_lm.head.hidden_size, torch.tensor([5, 7]), torch.tensor([1, 4])
+    told, logits = [torch.randn(2, width) for _ in range(TOKENS)], torch.randn(2, 130)
+    expected, state = logits.clone(), torch.randn(2, width)
+    outright = causal_lm.correct(expected, state, told, found, match)
+    assert not calls
+    assert torch.equal(causal_lm.correct(logits.as_subclass(OnGpu), state, told, found, match), outright)
+    assert torch.equal(logits, expected) and len(calls) == 1
 
 
 @torch.no_grad()
