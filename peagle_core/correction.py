@@ -24,11 +24,12 @@ from peagle_core.told import MATCHES, TOKENS
 class Told(NamedTuple):
     """What rows are told, as their correction reads it.
 
-    embeddings: [..., TOKENS, H], zero for NONE; match: int64[...]; draft_id: int64[...], that of the token found, -1
-    where there is none or it cannot be drafted.
+    embeddings: [..., TOKENS, H], zero for NONE; found, match: int64[...], see `peagle_core.told`; draft_id: int64[...],
+    that of the token found, -1 where there is none or it has no logit.
     """
 
     embeddings: Tensor
+    found: Tensor
     match: Tensor
     draft_id: Tensor
 

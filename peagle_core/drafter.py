@@ -183,11 +183,7 @@ class PEagleDrafter(nn.Module):
         without a correction.
         """
         logits = self.lm_head(normed)
-        return logits if told is None else self.correct(logits, normed, told)
-
-    def correct(self, logits: Tensor, normed: Tensor, told: Tensor) -> Tensor:
-        """Return logits of rows with the correction, if there is one. The arguments are those of `corrected_logits`."""
-        return logits if self.correction is None else self.correction(logits, normed, self._read(told))
+        return logits if self.correction is None or told is None else self.correction(logits, normed, self.read(told))
 
     def loss_factors(self, hidden: Tensor, told: Tensor | None) -> tuple[Tensor, Tensor, Copied | None]:
         """Return [M, F] and [V_d, F], whose product is the logits of M rows, and what is added to one logit of each.
@@ -199,13 +195,14 @@ class PEagleDrafter(nn.Module):
         normed, head = self.norm(hidden), self.lm_head.weight
         if self.correction is None or told is None:
             return normed, head, None
-        return self.correction.widened(normed, head, self._read(told))
+        return self.correction.widened(normed, head, self.read(told))
 
-    def _read(self, told: Tensor) -> Told:
+    def read(self, told: Tensor) -> Told:
         """Look up what rows are told. told: int64[..., TOLD]."""
         tokens, match = told[..., :TOKENS], told[..., -1]
         embeddings = self.embed_tokens(tokens.clamp(min=0)) * (tokens != NONE)[..., None]
-        return Told(embeddings, match, self._draft_id(tokens[..., -1]))
+        found = tokens[..., -1]
+        return Told(embeddings, found, match, self._draft_id(found))
 
     def _draft_id(self, token_ids: Tensor) -> Tensor:
         """Return the draft ids of target ids or NONE, NONE where there is none."""
@@ -216,13 +213,15 @@ class PEagleDrafter(nn.Module):
         found, match = told[..., TOKENS - 1], told[..., -1]
         return outright(found, match, self._draft_id(found))
 
-    def chosen(self, logits: Tensor, told: Tensor | None) -> Tensor:
+    def chosen(self, logits: Tensor, told: Told | None) -> Tensor:
         """Return the drafts of rows, int64[...], target ids: the argmax, or the token found, drafted outright.
 
-        logits: [..., draft_vocab_size], corrected; told: as in `corrected_logits`.
+        logits: [..., draft_vocab_size], corrected; told: what the rows are told, None without a correction.
         """
         best = self.target_ids(logits.argmax(-1))
-        return best if told is None else torch.where(self.outright(told), told[..., TOKENS - 1], best)
+        if told is None:
+            return best
+        return torch.where(outright(told.found, told.match, told.draft_id), told.found, best)
 
     def target_ids(self, draft_ids: Tensor) -> Tensor:
         """Map draft vocabulary ids to target vocabulary ids."""

@@ -96,8 +96,8 @@ def choose_drafts(drafter: PEagleDrafter, states: Tensor, text: Tensor) -> Tenso
         return drafter.chosen(logits, None)
     chain, drafts = ToldWhileDrafting(text), []
     for of_pass, row in zip(logits, states, strict=True):
-        told = chain()
-        drafts.append(drafter.chosen(drafter.correct(of_pass, row, told), told))
+        told = drafter.read(chain())
+        drafts.append(drafter.chosen(drafter.correction(of_pass, row, told), told))
         chain.follow(drafts[-1])
     return torch.stack(drafts)
 
@@ -108,12 +108,21 @@ def chain_logits(drafter: PEagleDrafter, states: Tensor, text: Tensor, drafts: T
 
     states, text: as in `choose_drafts`; drafts: int64[K].
     """
-    return drafter.corrected_logits(states, told_of_drafts(drafter, text, drafts))
+    return drafter.corrected_logits(states, _told_of(text, drafts))
 
 
-def told_of_drafts(drafter: PEagleDrafter, text: Tensor, drafts: Tensor) -> Tensor | None:
-    """Return what the rows that these drafts come from are told, int64[K, TOLD]; None without a correction."""
-    return None if drafter.correction is None else told_of_chain(text, torch.cat([text[-1:], drafts[:-1]]))
+@torch.no_grad()
+def drafts_of(drafter: PEagleDrafter, logits: Tensor, text: Tensor, drafts: Tensor) -> Tensor:
+    """Return the drafts that follow from the logits of one pass, int64[K], each behind those of `drafts` before it.
+
+    logits: [K, draft_vocab], of `chain_logits` or a server; text, drafts: as there.
+    """
+    return drafter.chosen(logits, None if drafter.correction is None else drafter.read(_told_of(text, drafts)))
+
+
+def _told_of(text: Tensor, drafts: Tensor) -> Tensor:
+    """Return what the rows that these drafts come from are told, int64[K, TOLD]."""
+    return told_of_chain(text, torch.cat([text[-1:], drafts[:-1]]))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from peagle_core.drafter import PEagleDrafter
-from peagle_core.generate import told_of_drafts
+from peagle_core.generate import drafts_of
 from tools.bench.parity.compare import recorded_passes, reference_logits
 from tools.server import Server, ask_all
 
@@ -31,6 +31,6 @@ def check_drafts(
         assert len(drawn.drafts) == num_draft_tokens
         reference = reference_logits(target, drafter, ids, drawn.drafts)
         torch.testing.assert_close(drawn.logits, reference, atol=tolerance, rtol=tolerance)
-        assert torch.equal(drawn.drafts, drafter.chosen(reference, told_of_drafts(drafter, ids, drawn.drafts)))
+        assert torch.equal(drawn.drafts, drafts_of(drafter, reference, ids, drawn.drafts))
         compared.append(ids)
     return compared

@@ -15,8 +15,8 @@ from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 
 from peagle_core.correction import Told
 from peagle_core.draft_vocabulary import draft_ids, draft_vocab_ids
-from peagle_core.generate import chain_logits, choose_drafts, told_of_drafts
-from peagle_core.told import NONE, outright
+from peagle_core.generate import chain_logits, choose_drafts
+from peagle_core.told import NONE, outright, told_of_chain
 from sglang_backend import drafter_pass, proposals
 from sglang_backend.cpu.torch_kernels import verify_sampling
 from sglang_backend.draft_distributions import DraftDistributions
@@ -46,7 +46,7 @@ def served(drafter) -> SimpleNamespace:
 
     def correct(logits, normed, told, found, match):
         draft_id = table[found]
-        logits.copy_(drafter.correction(logits, normed, Told(torch.stack(told, 1), match, draft_id)))
+        logits.copy_(drafter.correction(logits, normed, Told(torch.stack(told, 1), found, match, draft_id)))
         return outright(found, match, draft_id)
 
     def embedded(ids):
@@ -188,8 +188,9 @@ def test_all_ranks_verify_the_first_ranks_draws_with_its_distributions(drafter, 
     assert torch.equal(draft_input.topk_index, theirs.T)
     ids = drafter.target_ids(torch.arange(20))
     expected = (chain_logits_of_all(drafter, states, text, draft_input.topk_index) / 0.7).softmax(-1)
-    told = [told_of_drafts(drafter, row[row != NONE], drafts) for row, drafts in zip(text, theirs.T, strict=True)]
-    expected[drafter.outright(torch.stack(told))] = 0  # certain of another token
+    for request, (row, drafts) in enumerate(zip(text, theirs.T, strict=True)):
+        told = told_of_chain(row[row != NONE], torch.cat([row[-1:], drafts[:-1]]))
+        expected[request, drafter.outright(told)] = 0  # certain of another token
     torch.testing.assert_close(made.distributions.probs[requests][..., ids], expected)
 
 

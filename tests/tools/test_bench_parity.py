@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from peagle_core.checkpoint import load_drafter
-from peagle_core.generate import told_of_drafts
+from peagle_core.generate import drafts_of
 from tools.bench.__main__ import main
 from tools.bench.parity.cases import CPU, EXACT
 from tools.bench.parity.command import Outcome, run_case
@@ -49,8 +49,7 @@ def passes(pair) -> list[Pass]:
         ids = torch.cat([tokens, tokens])[:known]
         drafts = torch.zeros(K, dtype=torch.int64)
         for slot in range(K):  # each from those before it
-            logits, told = reference_logits(*pair, ids, drafts), told_of_drafts(pair[1], ids, drafts)
-            drafts[slot] = pair[1].chosen(logits, told)[slot]
+            drafts[slot] = drafts_of(pair[1], reference_logits(*pair, ids, drafts), ids, drafts)[slot]
         made.append(Pass(number, 1 + number % 2, rid, known, drafts, reference_logits(*pair, ids, drafts)))
     return made
 

@@ -67,7 +67,7 @@ def test_with_the_target_at_hand_its_cost_is_measured(tmp_path, target, capsys, 
         for of_matches in (own.match_embed.weight, own.copy_weight, own.copy_bias):
             of_matches.zero_()
         nothing, none = torch.zeros(vocab, TOKENS - 1, width), torch.zeros(vocab, dtype=torch.int64)
-        newest = Told(torch.cat([drafter.embed_tokens.weight[:, None], nothing], 1), none, none)
+        newest = Told(torch.cat([drafter.embed_tokens.weight[:, None], nothing], 1), none, none, none)
         features = own.features(torch.zeros(vocab, width), newest)
         own.lm_head.weight.copy_(torch.linalg.solve(features.double(), 1000 * said_after.double()).T)
     save_drafter(drafter, tmp_path / "head", torch.float32)

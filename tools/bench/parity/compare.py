@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from peagle_core.drafter import PEagleDrafter
-from peagle_core.generate import DraftCache, chain_logits, draft_states, told_of_drafts
+from peagle_core.generate import DraftCache, chain_logits, draft_states, drafts_of
 from peagle_core.target import run_target
 
 
@@ -131,8 +131,7 @@ def compare(
         ids, aux = ids[: drawn.known], states[drawn.rid][: drawn.known - 1]
         drafted = drawn.drafts.to(device)
         theirs, ours = _drafted(drafter, ids, aux, drafted), drawn.logits.to(device)
-        told = told_of_drafts(drafter, ids, drafted)
-        expected, own = (drafter.chosen(logits, told)[:slots].tolist() for logits in (theirs, ours))
+        expected, own = (drafts_of(drafter, logits, ids, drafted)[:slots].tolist() for logits in (theirs, ours))
         theirs, ours, drafts = theirs[:slots], ours[:slots], drawn.drafts[:slots].tolist()
         distances = ((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).tolist()
         worst.append(max(distances))
