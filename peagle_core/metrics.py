@@ -45,6 +45,7 @@ class DraftMetrics:
     def expected_accept_length(self) -> float:
         """Return 1 (the bonus token) + sum over d of P(drafts 1..d+1 all right), teacher-forced on the training text.
 
+        Of the logits alone: what a correction drafts outright (`peagle_core.told`) counts as wrong.
         Counted on whole chains rather than multiplied from per-depth accuracies: neighbouring drafts succeed together,
         so the product would be too low.
         """

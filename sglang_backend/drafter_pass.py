@@ -203,12 +203,12 @@ class DrafterPass(EagleDraftWorker):
             proposal = proposals.Proposal(drafts)
         else:
             proposal = proposals.propose_greedy(by_request, self.hot_token_id, chain)
-        ids, certainty, model = proposal.token_ids, self.certain, self.draft_runner.model
+        ids, certainty = proposal.token_ids, self.certain
         if self.by_confidence:  # a chain has corrected the logits
-            certainty = confidences(by_request, model.drafted_outright(ids))
+            certainty = confidences(by_request, self.draft_runner.model.drafted_outright(ids))
         if proposal.probs is not None:
             self.distributions.write(batch.req_pool_indices, proposal.probs, self.hot_token_id)
-            if (outright := model.drafted_outright(ids)) is not None:
+            if (outright := self.draft_runner.model.drafted_outright(ids)) is not None:
                 self.distributions.be_certain(batch.req_pool_indices, ids, outright)
         if self.recorder is not None:
             self.recorder.record([r.rid for r in batch.reqs], lengths + 1, ids, logits)

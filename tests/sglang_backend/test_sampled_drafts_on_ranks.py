@@ -25,7 +25,7 @@ def worker() -> DrafterPass:
     worker.distributions = DraftDistributions(4, K, VOCAB, "cpu")
     worker.certain = torch.ones(1)
     worker.samples_drafts, worker.hot_token_id, worker.recorder = True, None, None
-    worker.draft_runner = SimpleNamespace(model=SimpleNamespace(correction=None))
+    worker.draft_runner = SimpleNamespace(model=SimpleNamespace(correction=None, drafted_outright=lambda _: None))
     worker.target_worker = SimpleNamespace(model_config=SimpleNamespace(vocab_size=VOCAB))
     return worker
 
