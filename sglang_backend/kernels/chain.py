@@ -16,7 +16,7 @@ PLACES = 1024
 COLUMNS = 1024
 
 
-@triton.jit(do_not_specialize=["width"])
+@triton.jit
 def seek_rows(
     TEXT, TOKEN, BEFORE, LENGTHS, FOUND, MATCH, width, FIRST: tl.constexpr, LONGEST: tl.constexpr,
     MATCHES: tl.constexpr, NONE: tl.constexpr, BLOCK: tl.constexpr,
@@ -83,7 +83,7 @@ class SoughtMatches(Matches):
             )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["vocab", "stride", "size"])
+@triton.jit
 def correct_rows(
     LOGITS, ADDED, FEATURES, COPY_WEIGHT, COPY_BIAS, FOUND, MATCH, DRAFT_OF, OUTRIGHT, vocab, stride, size, rank,
     HAS_TABLE: tl.constexpr, SURE: tl.constexpr, NONE: tl.constexpr, RANKS: tl.constexpr, BLOCK: tl.constexpr,
