@@ -113,9 +113,9 @@ def chain_logits(drafter: PEagleDrafter, states: Tensor, text: Tensor, drafts: T
 
 @torch.no_grad()
 def drafts_of(drafter: PEagleDrafter, logits: Tensor, text: Tensor, drafts: Tensor) -> Tensor:
-    """Return the drafts that follow from the logits of one pass, int64[K], each behind those of `drafts` before it.
+    """Return the drafts that follow from the logits of a pass, int64[..., K], each behind those of `drafts` before it.
 
-    logits: [K, draft_vocab], of `chain_logits` or a server; text, drafts: as there.
+    logits: [..., K, draft_vocab], of `chain_logits` or a server; text, drafts: as there.
     """
     return drafter.chosen(logits, None if drafter.correction is None else drafter.read(_told_of(text, drafts)))
 

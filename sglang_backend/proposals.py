@@ -61,28 +61,23 @@ class Chain:
         """
         self.model, self.states, self.text, self.share = model, states, text, share
         self.matches = _matches(text)
-        # Of the row corrected last: the token found, and where it is the draft, whatever the logits are
-        self.found = self.outright = text[:, -1]
         # Of the last tokens so far, newest first, what the correction reads
         self.recent = deque([states.new_zeros(len(states), states.shape[-1])] * RECENT, maxlen=RECENT)
 
-    def correct(self, row: Tensor, drafts: Sequence[Tensor]) -> None:
+    def correct(self, row: Tensor, drafts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Correct the logits of the row behind these drafts, [bs, V_d], in place; to be called row by row.
 
-        drafts: those before it, each int64[bs].
+        drafts: those before it, each int64[bs]. -> (the token found, int64[bs]; where it is the draft, whatever the
+        logits are, bool[bs])
         """
         if drafts:
             self.matches.follow(drafts[-1])
-        self.found, match = self.matches.best()
+        found, match = self.matches.best()
         newest = drafts[-1] if drafts else self.text[:, -1]
-        newest, of_found = self.model.embedded(torch.cat([newest, self.found])).chunk(2)
+        newest, of_found = self.model.embedded(torch.cat([newest, found])).chunk(2)
         self.recent.appendleft(newest)
         told = [*self.recent, of_found]
-        self.outright = self.model.correct(row, self.states[:, len(drafts)], told, self.found, match)
-
-    def settle(self, drafts: Tensor) -> Tensor:
-        """Return the drafts of the row corrected last: these, int64[bs], or what is drafted outright."""
-        return torch.where(self.outright, self.found, drafts)
+        return found, self.model.correct(row, self.states[:, len(drafts)], told, found, match)
 
 
 def _matches(text: Tensor) -> Matches:
@@ -103,8 +98,8 @@ def propose_greedy(logits: Tensor, draft_to_target: Tensor | None, chain: Chain 
         return Proposal(_target_ids(_argmax(logits), draft_to_target))
     drafts: list[Tensor] = []
     for row in logits.unbind(1):
-        chain.correct(row, drafts)
-        drafts.append(chain.settle(_target_ids(_argmax(row), draft_to_target)))
+        found, outright = chain.correct(row, drafts)
+        drafts.append(torch.where(outright, found, _target_ids(_argmax(row), draft_to_target)))
     return Proposal(torch.stack(drafts, 1))
 
 
@@ -142,7 +137,7 @@ def _draw_in_turn(
     probs: list[Tensor] = []
     for step, row in enumerate(logits.unbind(1)):
         if chain is not None:
-            chain.correct(row, ids)
+            found, outright = chain.correct(row, ids)
         q, _, token = sample_draft_proposal(
             row,
             sampling_info.temperatures,
@@ -153,7 +148,7 @@ def _draw_in_turn(
         )
         drafts = _target_ids(token[:, 0], draft_to_target)
         if chain is not None:
-            drafts, q = chain.settle(drafts), q.masked_fill(chain.outright[:, None], 0)
+            drafts, q = torch.where(outright, found, drafts), q.masked_fill(outright[:, None], 0)
             chain.share(drafts)
         ids.append(drafts)
         probs.append(q)

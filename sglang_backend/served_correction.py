@@ -46,10 +46,10 @@ class ServedCorrection(nn.Module):
         *recent, of_found = told
         x = torch.cat([normed, *recent, of_found + self.match_embed(match)], -1)
         features = self.act_fn(self.gate_up_proj(x)[0])
+        added = self.lm_head(features)[0]
         correct = correct_logits
         if logits.is_cuda:
             from sglang_backend.kernels.chain import correct
-        added = self.lm_head(features)[0]
         return correct(logits, added, features, self.copy_weight, self.copy_bias, found, match, draft_of, vocab_size)
 
 

@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 pytest.importorskip("sglang")
 
 from peagle_core.draft_vocabulary import draft_ids
-from peagle_core.told import LONGEST, MATCHES, NONE, Matches
+from peagle_core.told import LONGEST, MATCHES, NONE, SURE, Matches
 from sglang_backend.kernels import chain
 from sglang_backend.served_correction import correct_logits
 
@@ -100,7 +100,7 @@ TYPES = """
 i32 width vocab stride size rank
 """
 SEEK: dict[str, Any] = {"LONGEST": LONGEST, "MATCHES": MATCHES, "NONE": NONE, "BLOCK": 1024}
-CORRECT = {"SURE": 2, "NONE": NONE, "RANKS": 256, "BLOCK": 1024}
+CORRECT = {"SURE": SURE, "NONE": NONE, "RANKS": 256, "BLOCK": 1024}
 KERNELS = [
     (chain.seek_rows, SEEK | {"FIRST": True}), (chain.seek_rows, SEEK | {"FIRST": False}),
     (chain.correct_rows, CORRECT | {"HAS_TABLE": True}), (chain.correct_rows, CORRECT | {"HAS_TABLE": False}),

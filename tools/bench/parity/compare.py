@@ -131,7 +131,7 @@ def compare(
         ids, aux = ids[: drawn.known], states[drawn.rid][: drawn.known - 1]
         drafted = drawn.drafts.to(device)
         theirs, ours = _drafted(drafter, ids, aux, drafted), drawn.logits.to(device)
-        expected, own = (drafts_of(drafter, logits, ids, drafted)[:slots].tolist() for logits in (theirs, ours))
+        expected, own = drafts_of(drafter, torch.stack([theirs, ours]), ids, drafted)[:, :slots].tolist()
         theirs, ours, drafts = theirs[:slots], ours[:slots], drawn.drafts[:slots].tolist()
         distances = ((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).tolist()
         worst.append(max(distances))
